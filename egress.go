@@ -41,6 +41,7 @@ type EgressEvent struct {
 	Address  netip.Addr // that it was connected to, or wanted to connect to; zero if not known
 	Port     uint16
 	Reason   string // why it was denied or failed
+	Via      string // the egress proxy that it goes through, as a URL; "" if none
 	// Sent and Received are bytes, and Took the time, of a connection that ended.
 	Sent, Received int64
 	Took           time.Duration

@@ -31,23 +31,26 @@ type NetworkPolicy struct {
 	DNSServers []netip.Addr `json:"dns_servers,omitempty"` // IPv4
 	// Headers are for requests to hosts that may be reached; they allow none.
 	Headers []HeaderRule `json:"headers,omitempty"`
+	// Proxy is what the TCP connections that the policy allows go through; nil: none. Other
+	// traffic is denied then.
+	Proxy *EgressProxy `json:"proxy,omitempty"`
 	// Layers are the policies of the sandbox's team and template. The policy that a
 	// user sets, and that of a row, has none.
 	Layers []NetworkLayerPolicy `json:"layers,omitempty"`
 }
 
 // IsZero reports whether the policy allows the whole public internet, without header
-// rules and DNS servers.
+// rules, DNS servers and a proxy.
 func (p NetworkPolicy) IsZero() bool {
 	return !p.DenyByDefault && len(p.Allow) == 0 && len(p.Deny) == 0 && len(p.Names) == 0 && len(p.DenyNames) == 0 &&
-		len(p.DNSServers) == 0 && len(p.Headers) == 0 && len(p.Layers) == 0
+		len(p.DNSServers) == 0 && len(p.Headers) == 0 && p.Proxy == nil && len(p.Layers) == 0
 }
 
 // Equal reports whether p and q have the same rules in the same order.
 func (p NetworkPolicy) Equal(q NetworkPolicy) bool {
 	return p.DenyByDefault == q.DenyByDefault && slices.Equal(p.Allow, q.Allow) && slices.Equal(p.Deny, q.Deny) &&
 		slices.Equal(p.Names, q.Names) && slices.Equal(p.DenyNames, q.DenyNames) && slices.Equal(p.DNSServers, q.DNSServers) &&
-		slices.EqualFunc(p.Headers, q.Headers, HeaderRule.equal) && slices.EqualFunc(p.Layers, q.Layers, NetworkLayerPolicy.Equal)
+		slices.EqualFunc(p.Headers, q.Headers, HeaderRule.equal) && p.Proxy.Equal(q.Proxy) && slices.EqualFunc(p.Layers, q.Layers, NetworkLayerPolicy.Equal)
 }
 
 // ParseNetworkPolicy reads a policy whose rules are IPv4 addresses and networks,
@@ -145,6 +148,11 @@ func (p NetworkPolicy) Check() error {
 	}
 	for _, n := range slices.Concat(p.Names, p.DenyNames) {
 		if err := n.check(); err != nil {
+			return err
+		}
+	}
+	if p.Proxy != nil {
+		if err := p.Proxy.Check(); err != nil {
 			return err
 		}
 	}

@@ -55,6 +55,8 @@ func (p NetworkPolicy) CheckLayer() error {
 		return Errorf(Invalid, "the network policy of a team or a template has no header rules: set them for a sandbox")
 	case len(p.DNSServers) > 0:
 		return Errorf(Invalid, "the network policy of a team or a template has no DNS servers: set them for a sandbox")
+	case p.Proxy != nil:
+		return Errorf(Invalid, "the network policy of a team or a template has no egress proxy: set it for a sandbox")
 	case len(p.Layers) > 0:
 		return Errorf(Invalid, "the network policy of a team or a template has no layers")
 	}

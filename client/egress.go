@@ -18,6 +18,7 @@ type NetworkEvent struct {
 	Address       string    `json:"address,omitempty"`        // that it was connected to, or wanted to connect to
 	Port          int       `json:"port,omitempty"`           // 0 for none
 	Reason        string    `json:"reason,omitempty"`         // why it was denied or failed
+	Via           string    `json:"via,omitempty"`            // the egress proxy that it goes through, as a URL
 	SentBytes     int64     `json:"sent_bytes,omitempty"`     // of a connection that ended
 	ReceivedBytes int64     `json:"received_bytes,omitempty"` // of a connection that ended
 	DurationMs    int64     `json:"duration_ms,omitempty"`    // of a connection that ended

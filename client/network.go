@@ -28,9 +28,30 @@ type NetworkPolicy struct {
 	DNSServers []string `json:"dns_servers,omitempty"`
 	// Headers are set in requests outside of the sandbox, which does not see them.
 	Headers []HeaderRule `json:"headers,omitempty"`
+	// Proxy is what the allowed TCP connections go through; nil: none. Other traffic is denied then.
+	Proxy *EgressProxy `json:"proxy,omitempty"`
 	// Layers are the policies of the sandbox's team and template, which only Network returns:
 	// each must allow a connection, too.
 	Layers []NetworkLayer `json:"layers,omitempty"`
+}
+
+// EgressProxy is a server that connects in place of a sandbox's host.
+type EgressProxy struct {
+	Protocol string `json:"protocol"` // socks5, or http for CONNECT
+	Address  string `json:"address"`  // HOST:PORT
+	Username string `json:"username,omitempty"`
+	// Password is for SetNetwork and creates: no answer has it.
+	Password string `json:"password,omitempty"`
+	// HasPassword is only in answers.
+	HasPassword bool `json:"has_password,omitzero"`
+	// TLS is how TLS is spoken to the proxy; nil: not at all.
+	TLS *EgressProxyTLS `json:"tls,omitempty"`
+}
+
+// EgressProxyTLS says how an egress proxy proves who it is.
+type EgressProxyTLS struct {
+	ServerName string `json:"server_name,omitempty"` // "" is the host of its address
+	CA         string `json:"ca,omitempty"`          // PEM; "" is the authorities of the host's machine
 }
 
 // NetworkLayer is the policy of a team or a template.
@@ -65,7 +86,7 @@ func (c *Client) TeamNetwork(ctx context.Context) (*NetworkPolicy, error) {
 	return c.network(ctx, request{method: http.MethodGet, path: teamNetworkPath})
 }
 
-// SetTeamNetwork replaces the policy of the team, without DNSServers and Headers. Sandboxes
+// SetTeamNetwork replaces the policy of the team, without DNSServers, Headers and Proxy. Sandboxes
 // follow it within seconds. It needs a key with the scope admin.
 func (c *Client) SetTeamNetwork(ctx context.Context, p NetworkPolicy) (*NetworkPolicy, error) {
 	return c.network(ctx, request{method: http.MethodPut, path: teamNetworkPath, body: p})

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"wrenn"
 	"wrenn/client"
 	"wrenn/internal/plain"
 )
@@ -37,12 +38,13 @@ type networkRules struct {
 	networkLists
 	DNS    []string `name:"dns" placeholder:"ADDRESS" sep:"none" help:"A DNS server that is asked for the names of a policy with names, in place of the host's; may be repeated."`
 	Header []string `placeholder:"RULE" sep:"none" help:"A header that requests by TLS to a host get outside of the sandbox: 'HOST NAME: TEXT'. $${secrets.NAME} in the text stands for a secret. May be repeated."`
+	Proxy  string   `placeholder:"URL" help:"A proxy that the allowed TCP connections go through, other traffic being denied: socks5://USER:PASSWORD@HOST:PORT, socks5s:// and https:// with TLS, http:// by CONNECT."`
 }
 
 // policy returns the policy of the flags; nil if there are none.
 func (r networkRules) policy() (*client.NetworkPolicy, error) {
 	p := r.lists()
-	if p == nil && len(r.Header) == 0 && len(r.DNS) == 0 {
+	if p == nil && len(r.Header) == 0 && len(r.DNS) == 0 && r.Proxy == "" {
 		return nil, nil
 	}
 	if p == nil {
@@ -54,7 +56,30 @@ func (r networkRules) policy() (*client.NetworkPolicy, error) {
 			return nil, err
 		}
 	}
+	if r.Proxy == "" {
+		return p, nil
+	}
+	proxy, err := wrenn.ParseEgressProxy(r.Proxy)
+	if err != nil {
+		return nil, err
+	}
+	p.Proxy = &client.EgressProxy{Protocol: string(proxy.Protocol), Address: proxy.Address(), Username: proxy.Username, Password: proxy.Password}
+	if proxy.TLS != nil {
+		p.Proxy.TLS = &client.EgressProxyTLS{}
+	}
 	return p, nil
+}
+
+// proxyText is a proxy for people.
+func proxyText(p *client.EgressProxy) string {
+	text := p.Protocol + " " + p.Address
+	if p.TLS != nil {
+		text += ", with TLS"
+	}
+	if p.Username != "" {
+		text += ", as " + p.Username
+	}
+	return plain.Line(text)
 }
 
 // addHeader adds the header of a flag to the policy.
@@ -111,7 +136,9 @@ of the template (wrenn template network) must allow a connection, too.
   wrenn sandbox network ID --deny '*.example.com'          all but some hosts
   wrenn sandbox network ID --network internet              everything again
   wrenn sandbox network ID --header 'api.example.com Authorization: Bearer ${secrets.token}'
-                                                           a secret that the sandbox does not see`
+                                                           a secret that the sandbox does not see
+  wrenn sandbox network ID --proxy socks5://me:"$PASSWORD"@proxy.example.com:1080
+                                                           all TCP through a proxy`
 }
 
 // Run shows or sets the policy.
@@ -144,6 +171,9 @@ func printPolicy(w io.Writer, p *client.NetworkPolicy) {
 	}
 	if len(p.Headers) > 0 {
 		fmt.Fprintf(w, "headers  %s\n", headersText(p.Headers))
+	}
+	if p.Proxy != nil {
+		fmt.Fprintf(w, "proxy    %s\n", proxyText(p.Proxy))
 	}
 	for _, l := range p.Layers {
 		fmt.Fprintf(w, "%-8s %s\n", plain.Line(l.Layer), networkLine(&client.NetworkPolicy{Default: l.Default, Allow: l.Allow, Deny: l.Deny}))
@@ -243,6 +273,9 @@ func networkLine(p *client.NetworkPolicy) string {
 			hosts[i] = r.Host
 		}
 		text += ", headers for " + rulesText(hosts)
+	}
+	if p.Proxy != nil {
+		text += ", through " + proxyText(p.Proxy)
 	}
 	return text
 }

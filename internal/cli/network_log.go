@@ -79,6 +79,9 @@ func eventLine(e *client.NetworkEvent) string {
 	if e.Verdict == "ended" {
 		line += fmt.Sprintf("  sent %d, received %d bytes in %s", e.SentBytes, e.ReceivedBytes, time.Duration(e.DurationMs)*time.Millisecond)
 	}
+	if e.Via != "" {
+		line += "  via " + e.Via
+	}
 	if e.Reason != "" {
 		line += "  " + e.Reason
 	}

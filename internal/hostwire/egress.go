@@ -28,7 +28,7 @@ func Egress(log wrenn.EgressLog) *pb.ReadEgressResponse {
 		e := &log.Events[i]
 		msg.Events = append(msg.Events, &pb.EgressEvent{
 			Seq: e.Seq, AtUnixMicro: e.At.UnixMicro(), Protocol: string(e.Protocol), Verdict: string(e.Verdict),
-			Name: e.Name, Address: addressText(e.Address), Port: uint32(e.Port), Reason: e.Reason,
+			Name: e.Name, Address: addressText(e.Address), Port: uint32(e.Port), Reason: e.Reason, Via: e.Via,
 			Sent: size(e.Sent), Received: size(e.Received), TookMillis: e.Took.Milliseconds(),
 		})
 	}
@@ -42,7 +42,7 @@ func ParseEgress(msg *pb.ReadEgressResponse) wrenn.EgressLog {
 		log.Events = append(log.Events, wrenn.EgressEvent{
 			Seq: e.GetSeq(), At: time.UnixMicro(e.GetAtUnixMicro()).UTC(),
 			Protocol: wrenn.EgressProtocol(e.GetProtocol()), Verdict: wrenn.EgressVerdict(e.GetVerdict()),
-			Name: e.GetName(), Address: parseAddress(e.GetAddress()), Port: port(e.GetPort()), Reason: e.GetReason(),
+			Name: e.GetName(), Address: parseAddress(e.GetAddress()), Port: port(e.GetPort()), Reason: e.GetReason(), Via: e.GetVia(),
 			Sent: parseSize(e.GetSent()), Received: parseSize(e.GetReceived()), Took: time.Duration(e.GetTookMillis()) * time.Millisecond,
 		})
 	}

@@ -87,6 +87,9 @@ func CheckCreateResponse(msg *pb.CreateSandboxResponse, spec wrenn.SandboxSpec) 
 	if err == nil && len(got.Headers) != len(spec.Network.Headers) {
 		err = wrenn.Errorf(wrenn.FailedPrecondition, "the agent of the sandbox's host is too old for header rules: update it")
 	}
+	if err == nil && !got.Proxy.Equal(spec.Network.Proxy) {
+		err = wrenn.Errorf(wrenn.FailedPrecondition, "the agent of the sandbox's host is too old for egress proxies: update it")
+	}
 	if err == nil && len(got.Layers) != len(spec.Network.Layers) {
 		err = wrenn.Errorf(wrenn.FailedPrecondition, "the agent of the sandbox's host is too old for network policies of teams and templates: update it")
 	}
@@ -101,7 +104,7 @@ func NetworkPolicy(p wrenn.NetworkPolicy) *pb.NetworkPolicy {
 	if p.IsZero() {
 		return nil
 	}
-	msg := &pb.NetworkPolicy{DenyByDefault: p.DenyByDefault}
+	msg := &pb.NetworkPolicy{DenyByDefault: p.DenyByDefault, Proxy: egressProxy(p.Proxy)}
 	msg.Allow, msg.Deny = ruleTexts(p.Allow, p.Names), ruleTexts(p.Deny, p.DenyNames)
 	for _, addr := range p.DNSServers {
 		msg.DnsServers = append(msg.DnsServers, addr.String())
@@ -167,7 +170,35 @@ func parseRules(msg *pb.NetworkPolicy) (wrenn.NetworkPolicy, error) {
 		}
 		p.Headers = append(p.Headers, rule)
 	}
+	p.Proxy = parseEgressProxy(msg.GetProxy())
 	return p, nil
+}
+
+// egressProxy has no password, encrypted or not.
+func egressProxy(p *wrenn.EgressProxy) *pb.EgressProxy {
+	if p == nil {
+		return nil
+	}
+	msg := &pb.EgressProxy{Protocol: string(p.Protocol), Host: p.Host, Port: uint32(p.Port), Username: p.Username, HasPassword: p.HasPassword}
+	if p.TLS != nil {
+		msg.Tls, msg.ServerName, msg.Ca = true, p.TLS.ServerName, p.TLS.CA
+	}
+	return msg
+}
+
+// parseEgressProxy reads a proxy that NetworkPolicy.Check must still be asked about.
+func parseEgressProxy(msg *pb.EgressProxy) *wrenn.EgressProxy {
+	if msg == nil {
+		return nil
+	}
+	p := &wrenn.EgressProxy{
+		Protocol: wrenn.ProxyProtocol(msg.GetProtocol()), Host: msg.GetHost(), Port: port(msg.GetPort()),
+		Username: msg.GetUsername(), HasPassword: msg.GetHasPassword(),
+	}
+	if msg.GetTls() {
+		p.TLS = &wrenn.ProxyTLS{ServerName: msg.GetServerName(), CA: msg.GetCa()}
+	}
+	return p
 }
 
 func secretValues(v wrenn.SecretValues) *pb.SecretValues {

@@ -45,7 +45,7 @@ func (t table) writeByName(offered, limits *nftables.Chain) {
 	t.rule(offered, "connections by name", redirected(), toTCPPort(namesPort), accept())
 }
 
-// byName serves the slots whose policy has names or header rules.
+// byName serves the slots whose policy has names, header rules or a proxy.
 type byName struct {
 	cfg                Config
 	shared, intercepts chan struct{}
@@ -72,7 +72,7 @@ func (b *byName) follow(index int, policy wrenn.NetworkPolicy, credentials egres
 		server.SetPolicy(policy)
 		return nil
 	}
-	if !policy.NeedsNames() && len(policy.Headers) == 0 {
+	if !policy.NeedsNames() && len(policy.Headers) == 0 && policy.Proxy == nil {
 		return nil
 	}
 	cfg, err := b.listen(b.cfg.namespace(index))

@@ -5,6 +5,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"wrenn"
 	"wrenn/internal/network/egress"
@@ -18,11 +19,14 @@ func (p *Pool) Explain(ctx context.Context, policy wrenn.NetworkPolicy, host str
 		return wrenn.EgressExplanation{}, err
 	}
 	if addr, err := netip.ParseAddr(host); err == nil {
-		return p.explainAddress(policy, addr, port), nil
+		return byProxy(policy, p.explainAddress(policy, addr, port)), nil
 	}
 	byName := policy.DecideName(host, port)
 	if !byName.Allowed && len(byAddress(policy)) == 0 {
 		return deniedName(byName), nil // whatever its addresses are
+	}
+	if policy.Proxy != nil && byName.Allowed && policy.PassesNames() {
+		return byProxy(policy, wrenn.EgressExplanation{Allowed: true, Rule: byName.Rule, Layer: byName.Layer, Reason: "the network policy allows this name"}), nil
 	}
 	addrs, err := egress.Resolve(ctx, p.host.byName.upstream().Exchange, host)
 	if err != nil {
@@ -38,11 +42,20 @@ func (p *Pool) Explain(ctx context.Context, policy wrenn.NetworkPolicy, host str
 		}
 		return e, nil
 	}
-	e := p.explainName(policy, host, addrs, port)
+	e := byProxy(policy, p.explainName(policy, host, addrs, port))
 	if rule, ok := policy.HeaderRule(host, cmp.Or(port, httpsPort)); ok && e.Allowed {
 		e.Reason += "; requests by TLS get the headers of the rule for " + rule.Host.String()
 	}
 	return e, nil
+}
+
+// byProxy adds to what is allowed that it goes through the policy's proxy, if it has one.
+func byProxy(policy wrenn.NetworkPolicy, e wrenn.EgressExplanation) wrenn.EgressExplanation {
+	if policy.Proxy != nil && e.Allowed {
+		allowed, _, _ := strings.Cut(e.Reason, ", by ")
+		e.Reason = allowed + ", by TCP alone and through the egress proxy " + policy.Proxy.String()
+	}
+	return e
 }
 
 // deniedName explains a name that is denied whatever its addresses are.

@@ -117,6 +117,9 @@ type policyAddresses struct {
 
 // addressesOf returns what the slot's rules need to know of a policy with its layers.
 func addressesOf(p wrenn.NetworkPolicy) policyAddresses {
+	if p.Proxy != nil { // nothing leaves but by the agent
+		return policyAddresses{denied: everyAddress, named: everyAddress}
+	}
 	of := policyAddresses{denied: byAddress(p).others()}
 	if p.NeedsNames() {
 		of.allowed, of.named = whateverName(p), everyAddress

@@ -112,6 +112,8 @@ func (s *Slot) observed(e wrenn.EgressEvent) {
 	if policy := s.policy.Load(); policy != nil && e.Reason == reasons[logPolicy] {
 		if d := policy.Decide("", e.Address, e.Port); !d.Allowed {
 			e.Reason = d.Reason("this address")
+		} else if policy.Proxy != nil {
+			e.Reason = "only TCP goes through the egress proxy of the sandbox's network policy"
 		}
 	}
 	if record := s.record.Load(); record != nil {

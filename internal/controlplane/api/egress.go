@@ -27,7 +27,7 @@ func (h *handlers) GetSandboxNetworkLog(ctx context.Context, req oapi.GetSandbox
 func networkEvent(e *wrenn.EgressEvent) oapi.NetworkEvent {
 	out := oapi.NetworkEvent{
 		Seq: int64(e.Seq), Time: e.At, Protocol: string(e.Protocol), Verdict: oapi.NetworkEventVerdict(e.Verdict),
-		Name: optional(e.Name), Address: optional(addressText(e.Address)), Reason: optional(e.Reason),
+		Name: optional(e.Name), Address: optional(addressText(e.Address)), Reason: optional(e.Reason), Via: optional(e.Via),
 	}
 	if e.Port != 0 {
 		out.Port = new(int(e.Port))

@@ -27,7 +27,36 @@ func parsePolicy(p oapi.SetNetworkPolicy) (wrenn.NetworkPolicy, error) {
 		}
 		out.Headers = append(out.Headers, rule)
 	}
-	return out, nil
+	out.Proxy, err = parseProxy(p.Proxy)
+	return out, err
+}
+
+// parseProxy returns nil for nil.
+func parseProxy(p *oapi.SetEgressProxy) (out *wrenn.EgressProxy, err error) {
+	if p == nil {
+		return nil, nil //nolint:nilnil // most policies have none
+	}
+	out = &wrenn.EgressProxy{Protocol: wrenn.ProxyProtocol(p.Protocol), Username: value(p.Username), Password: value(p.Password)}
+	out.HasPassword = out.Password != ""
+	if out.Host, out.Port, err = wrenn.ParseProxyAddress(p.Address); err != nil {
+		return nil, err
+	}
+	if p.TLS != nil {
+		out.TLS = &wrenn.ProxyTLS{ServerName: value(p.TLS.ServerName), CA: value(p.TLS.Ca)}
+	}
+	return out, out.Check()
+}
+
+// egressProxy shows no password. It returns nil for nil.
+func egressProxy(p *wrenn.EgressProxy) *oapi.EgressProxy {
+	if p == nil {
+		return nil
+	}
+	out := &oapi.EgressProxy{Protocol: oapi.EgressProxyProtocol(p.Protocol), Address: p.Address(), Username: optional(p.Username), HasPassword: p.HasPassword}
+	if p.TLS != nil {
+		out.TLS = &oapi.EgressProxyTLS{ServerName: optional(p.TLS.ServerName), Ca: optional(p.TLS.CA)}
+	}
+	return out
 }
 
 // headerRules returns nil without rules.
@@ -46,7 +75,7 @@ func headerRules(rules []wrenn.HeaderRule) *[]oapi.HeaderRule {
 }
 
 func policy(p wrenn.NetworkPolicy) oapi.NetworkPolicy {
-	out := oapi.NetworkPolicy{Default: defaultOf(p), Allow: p.AllowTexts(), Deny: p.DenyTexts(), Headers: headerRules(p.Headers)}
+	out := oapi.NetworkPolicy{Default: defaultOf(p), Allow: p.AllowTexts(), Deny: p.DenyTexts(), Headers: headerRules(p.Headers), Proxy: egressProxy(p.Proxy)}
 	if len(p.DNSServers) > 0 {
 		out.DNSServers = &[]string{}
 		for _, addr := range p.DNSServers {

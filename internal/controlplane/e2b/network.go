@@ -16,9 +16,6 @@ const everyAddress = "0.0.0.0/0"
 // parsePolicy returns the policy of rules, or an error that names what of them is
 // not built. Internet, if not nil, is allow_internet_access.
 func parsePolicy(n oapi.NetworkRules, internet *bool) (wrenn.NetworkPolicy, error) {
-	if n.EgressProxy != nil {
-		return wrenn.NetworkPolicy{}, invalid("network: egressProxy is not built yet; docs/e2b.md lists what works")
-	}
 	p, err := wrenn.ParseNetworkPolicy(internet != nil && !*internet, n.AllowOut, n.DenyOut)
 	if err != nil {
 		return p, err
@@ -29,8 +26,42 @@ func parsePolicy(n oapi.NetworkRules, internet *bool) (wrenn.NetworkPolicy, erro
 	if p.DNSServers, err = wrenn.ParseDNSServers(n.DNSServers); err != nil {
 		return p, err
 	}
-	p.Headers, err = headerRules(n.Rules)
+	if p.Headers, err = headerRules(n.Rules); err != nil {
+		return p, err
+	}
+	p.Proxy, err = parseProxy(n.EgressProxy)
 	return p, err
+}
+
+// parseProxy returns nil for nil. E2B's proxies speak SOCKS5.
+func parseProxy(p *oapi.EgressProxy) (out *wrenn.EgressProxy, err error) {
+	if p == nil {
+		return nil, nil //nolint:nilnil // most policies have none
+	}
+	out = &wrenn.EgressProxy{Protocol: wrenn.ProxySOCKS5, Username: p.Username, Password: p.Password, HasPassword: p.Password != ""}
+	if out.Host, out.Port, err = wrenn.ParseProxyAddress(p.Address); err != nil {
+		return nil, err
+	}
+	switch t := p.TLS; {
+	case t == nil:
+	case t.Enabled:
+		out.TLS = &wrenn.ProxyTLS{ServerName: t.ServerName, CA: t.CACert}
+	case t.ServerName != "" || t.CACert != "":
+		return nil, invalid("network: egressProxy.tls has serverName or caCert, and enabled is false")
+	}
+	return out, out.Check()
+}
+
+// proxyOf is the reverse of parseProxy, without what E2B never shows.
+func proxyOf(p *wrenn.EgressProxy) *oapi.EgressProxy {
+	if p == nil || p.Protocol != wrenn.ProxySOCKS5 {
+		return nil
+	}
+	out := &oapi.EgressProxy{Address: p.Address(), Username: p.Username}
+	if p.TLS != nil {
+		out.TLS = new(oapi.EgressProxyTLS{Enabled: true, ServerName: p.TLS.ServerName})
+	}
+	return out
 }
 
 // headerRules returns the header rules of a request, in the order of their hosts.
@@ -85,7 +116,7 @@ func networkOf(p wrenn.NetworkPolicy, ingress wrenn.Ingress) *oapi.SandboxNetwor
 		return nil
 	}
 	out := &oapi.SandboxNetwork{
-		Rules:    rulesOf(p.Headers),
+		Rules: rulesOf(p.Headers), EgressProxy: proxyOf(p.Proxy),
 		AllowOut: p.AllowTexts(), DenyOut: p.DenyTexts(), MaskRequestHost: ingress.MaskHost, HTTPSPorts: ingress.HTTPSPorts,
 	}
 	for _, addr := range p.DNSServers {

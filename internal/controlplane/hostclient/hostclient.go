@@ -330,7 +330,10 @@ func (c *Client) Extend(ctx context.Context, id wrenn.SandboxID, timeout time.Du
 // SetNetwork changes what the sandbox may reach, at once, and the secrets for its header
 // rules; it may be paused.
 func (c *Client) SetNetwork(ctx context.Context, id wrenn.SandboxID, policy wrenn.NetworkPolicy, secrets wrenn.SecretValues) error {
-	_, err := call(ctx, c, c.deadlines.Extend, c.rpc.SetNetworkPolicy, hostwire.SetNetworkRequest(id, policy, secrets))
+	res, err := call(ctx, c, c.deadlines.Extend, c.rpc.SetNetworkPolicy, hostwire.SetNetworkRequest(id, policy, secrets))
+	if err == nil && policy.Proxy != nil && !res.GetKnowsProxies() {
+		return wrenn.Errorf(wrenn.FailedPrecondition, "the agent of the sandbox's host is too old for egress proxies, and the sandbox connects without one: update it, or deny everything")
+	}
 	return err
 }
 

@@ -57,6 +57,9 @@ func (s *Sandboxes) createWithID(ctx context.Context, c Caller, id wrenn.Sandbox
 	if err != nil {
 		return nil, err
 	}
+	if sb.Network, err = s.sealProxy(c.Team, sb.Network); err != nil {
+		return nil, err
+	}
 	secrets, err := s.checkedSecrets(ctx, c.Team, sb.Network)
 	if err != nil {
 		return nil, err

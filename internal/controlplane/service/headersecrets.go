@@ -2,13 +2,16 @@ package service
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 
 	"wrenn"
 	"wrenn/internal/controlplane/postgres"
 )
 
-// headerSecrets returns the secrets of a team that the header rules of a policy need. One
+// headerSecrets returns the secrets of a team that the header rules of a policy need, and
+// the password of its egress proxy. One
 // that does not exist is left out: requests that need it fail on the host. They must
 // never be in an answer of an API, in a log or in a guest. FailedPrecondition when this
 // server has not the key of one.
@@ -29,7 +32,41 @@ func (c *core) headerSecrets(ctx context.Context, team wrenn.TeamID, policy wren
 		}
 		versions[name], values[name] = versionOf(sealed.ID, sealed.Version), string(value)
 	}
+	if p := policy.Proxy; p != nil && len(p.Sealed) > 0 {
+		password, err := c.vault.Open(proxyBelongsTo(team), p.Sealed)
+		if err != nil {
+			return wrenn.SecretValues{}, err
+		}
+		versions[wrenn.ProxyPasswordSecret], values[wrenn.ProxyPasswordSecret] = versionOfProxy(p), string(password)
+	}
 	return wrenn.SecretValues{Tag: wrenn.SecretsTag(versions), Values: values}, nil
+}
+
+// sealProxy encrypts the password of the policy's egress proxy, if it has one, so that the
+// policy can be stored. FailedPrecondition when this server keeps no secrets.
+func (c *core) sealProxy(team wrenn.TeamID, policy wrenn.NetworkPolicy) (wrenn.NetworkPolicy, error) {
+	if policy.Proxy == nil {
+		return policy, nil
+	}
+	p := *policy.Proxy
+	p.HasPassword, p.Sealed = p.Password != "", nil
+	if p.HasPassword {
+		var err error
+		if p.Sealed, err = c.vault.Seal(proxyBelongsTo(team), []byte(p.Password)); err != nil {
+			return policy, err
+		}
+	}
+	p.Password = ""
+	policy.Proxy = &p
+	return policy, nil
+}
+
+func proxyBelongsTo(team wrenn.TeamID) string { return string(team) + "/egress proxy" }
+
+// versionOfProxy changes with the password. Two encryptions of one differ, too.
+func versionOfProxy(p *wrenn.EgressProxy) string {
+	sum := sha256.Sum256(p.Sealed)
+	return hex.EncodeToString(sum[:16])
 }
 
 func versionOf(id wrenn.SecretID, version int) string { return fmt.Sprintf("%s@%d", id, version) }
@@ -66,14 +103,14 @@ func (r rows) SecretsTags(ctx context.Context, sandboxes []wrenn.Sandbox) (map[w
 			teams = append(teams, sb.Team)
 		}
 	}
-	if len(teams) == 0 {
-		return nil, nil
-	}
-	all, err := r.SecretVersions(ctx, teams)
-	if err != nil {
-		return nil, err
-	}
 	known := map[postgres.SecretKey]string{}
+	var all []postgres.SecretVersion
+	if len(teams) > 0 {
+		var err error
+		if all, err = r.SecretVersions(ctx, teams); err != nil {
+			return nil, err
+		}
+	}
 	for _, s := range all {
 		text := versionOf(s.ID, s.Version)
 		known[postgres.SecretKey{Team: s.Team, Name: s.Name}], known[postgres.SecretKey{Team: s.Team, Name: string(s.ID)}] = text, text
@@ -84,6 +121,9 @@ func (r rows) SecretsTags(ctx context.Context, sandboxes []wrenn.Sandbox) (map[w
 		versions := map[string]string{}
 		for _, name := range sb.Network.SecretNames() {
 			versions[name] = known[postgres.SecretKey{Team: sb.Team, Name: name}]
+		}
+		if p := sb.Network.Proxy; p != nil && len(p.Sealed) > 0 {
+			versions[wrenn.ProxyPasswordSecret] = versionOfProxy(p)
 		}
 		tags[sb.ID] = wrenn.SecretsTag(versions)
 	}

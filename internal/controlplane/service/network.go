@@ -17,6 +17,10 @@ func (s *Sandboxes) SetNetwork(ctx context.Context, c Caller, id wrenn.SandboxID
 	if err := policy.Check(); err != nil {
 		return nil, err
 	}
+	policy, err := s.sealProxy(c.Team, policy)
+	if err != nil {
+		return nil, err
+	}
 	if _, err := s.checkedSecrets(ctx, c.Team, policy); err != nil {
 		return nil, err
 	}

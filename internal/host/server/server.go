@@ -212,7 +212,7 @@ func (s *server) SetNetworkPolicy(ctx context.Context, msg *pb.SetNetworkPolicyR
 	if err != nil {
 		return nil, err
 	}
-	return &pb.SetNetworkPolicyResponse{}, sb.SetNetwork(ctx, policy, secrets)
+	return &pb.SetNetworkPolicyResponse{KnowsProxies: true}, sb.SetNetwork(ctx, policy, secrets)
 }
 
 func (s *server) ReadMetrics(_ context.Context, msg *pb.ReadMetricsRequest) (*pb.ReadMetricsResponse, error) {

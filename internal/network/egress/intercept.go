@@ -176,7 +176,7 @@ func (i *interception) dial(ctx context.Context, _, _ string) (net.Conn, error) 
 		return first.conn, nil
 	}
 	s := i.server
-	again := &passage{name: i.p.name}
+	again := &passage{name: i.p.name, byName: true}
 	if err := s.dial(again, i.p.to.Port(), s.current()); err != nil {
 		return nil, err
 	}

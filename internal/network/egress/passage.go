@@ -1,12 +1,15 @@
 package egress
 
 import (
+	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"strconv"
 	"sync"
 	"time"
 
@@ -15,16 +18,25 @@ import (
 
 // passage is a connection that was allowed.
 type passage struct {
-	guest, server *net.TCPConn
-	name          string // that the guest said it wants; "" if none
-	byName        bool   // it leads to an address of name, not to where it was to go
-	to            netip.AddrPort
-	intercepted   bool   // a header rule is about it
-	answer        []byte // what the server sent before the guest did
+	guest       *net.TCPConn
+	server      net.Conn
+	name        string             // that the guest said it wants; "" if none
+	byName      bool               // it leads to an address of name, not to where it was to go
+	to          netip.AddrPort     // without an address if the proxy finds that
+	proxy       *wrenn.EgressProxy // that it goes through; nil if none
+	intercepted bool               // a header rule is about it
+	hidden      bool               // it hides what it wants, which may not be name
+	answer      []byte             // what the server sent before the guest did
 }
 
 // allowedBy reports whether a policy allows the connection.
 func (p *passage) allowedBy(policy wrenn.NetworkPolicy) bool {
+	if !p.proxy.Equal(policy.Proxy) {
+		return false
+	}
+	if !p.to.Addr().IsValid() {
+		return policy.PassesNames() && policy.DecideName(p.name, p.to.Port()).Allowed
+	}
 	return policy.Decide(p.name, p.to.Addr(), p.to.Port()).Allowed
 }
 
@@ -34,8 +46,21 @@ func (p *passage) abort() {
 	reset(p.server)
 }
 
-func reset(conn *net.TCPConn) {
-	_, _ = conn.SetLinger(0), conn.Close() // it may be closed already
+func reset(conn net.Conn) {
+	if tcp := tcpOf(conn); tcp != nil {
+		_, _ = tcp.SetLinger(0), tcp.Close() // it may be closed already
+		return
+	}
+	_ = conn.Close() // as above
+}
+
+// tcpOf returns the socket of a connection, also of one by TLS; nil if it has none.
+func tcpOf(conn net.Conn) *net.TCPConn {
+	if encrypted, ok := conn.(*tls.Conn); ok {
+		conn = encrypted.NetConn()
+	}
+	tcp, _ := conn.(*net.TCPConn)
+	return tcp
 }
 
 // pass decides about a connection of the guest, and passes it on if it is allowed.
@@ -77,6 +102,9 @@ func (s *Server) connect(conn *net.TCPConn, event *wrenn.EgressEvent) (o opening
 	}
 	event.Address, event.Port = original.Addr(), original.Port()
 	policy := s.current()
+	if policy.Proxy != nil {
+		event.Via = policy.Proxy.String()
+	}
 	o, early, err := s.readOpening(conn, original, policy)
 	event.Protocol, event.Name = o.protocol, o.name
 	p, err = route(o, err, original, policy)
@@ -86,7 +114,7 @@ func (s *Server) connect(conn *net.TCPConn, event *wrenn.EgressEvent) (o opening
 	if err != nil {
 		return o, nil, err
 	}
-	p.guest = conn
+	p.guest, p.proxy = conn, policy.Proxy
 	if !p.byName && early.server != nil {
 		p.server, p.answer = early.server, early.answer
 	} else if err := s.dial(p, original.Port(), policy); err != nil {
@@ -103,7 +131,7 @@ func (s *Server) connect(conn *net.TCPConn, event *wrenn.EgressEvent) (o opening
 // earlyServer is a connection to where the guest's was to go, made before it is known
 // what the guest wants. Its zero value is none.
 type earlyServer struct {
-	server *net.TCPConn
+	server net.Conn
 	answer []byte // what it sent
 }
 
@@ -113,27 +141,56 @@ func (e earlyServer) close() {
 	}
 }
 
+// silence is how long the agent waits for the first byte of a client before it connects to
+// a server that may speak first.
+const silence = 500 * time.Millisecond
+
 // readOpening reads how the guest opens a connection. In some protocols the server
 // speaks first. So where names are denied, and the address is not, it connects to the
 // server and returns when either has spoken: a server that speaks first speaks neither TLS nor HTTP.
+// Where only a proxy makes it read at all, it does so when the client has been silent for a while.
 // The caller closes the earlyServer unless it uses it. The error is that of sniff.
 func (s *Server) readOpening(conn *net.TCPConn, original netip.AddrPort, policy wrenn.NetworkPolicy) (opening, earlyServer, error) {
 	var early earlyServer
 	if err := conn.SetReadDeadline(time.Now().Add(firstBytes)); err != nil {
 		return opening{protocol: wrenn.EgressTCP}, early, err
 	}
-	if !policy.DeniesNames() || !policy.Decide("", original.Addr(), original.Port()).Allowed {
+	if !policy.DeniesNames() && policy.Proxy == nil || !policy.Decide("", original.Addr(), original.Port()).Allowed {
 		o, err := sniff(conn)
 		return o, early, err
 	}
+	if !policy.DeniesNames() {
+		if first := readSoon(conn); len(first) > 0 {
+			o, err := sniff(io.MultiReader(bytes.NewReader(first), conn))
+			return o, early, err
+		}
+	}
 	ctx, cancel := context.WithTimeout(s.ctx, dialAttempt)
 	defer cancel()
-	server, err := s.cfg.Dial(ctx, original)
+	server, err := s.connectTo(ctx, original.String(), policy)
 	if err != nil { // a name may lead elsewhere
 		o, err := sniff(conn)
 		return o, early, err
 	}
-	early.server = server.(*net.TCPConn)
+	early.server = server
+	return s.awaitFirst(conn, early)
+}
+
+// readSoon returns what the client says at once; nothing when it is silent or gone.
+func readSoon(conn *net.TCPConn) []byte {
+	buf := make([]byte, maxFirstBytes)
+	if conn.SetReadDeadline(time.Now().Add(silence)) != nil {
+		return nil
+	}
+	n, _ := conn.Read(buf) // an error is that of the next read
+	if conn.SetReadDeadline(time.Now().Add(firstBytes)) != nil {
+		return nil
+	}
+	return buf[:n]
+}
+
+// awaitFirst returns when the client or the early server has spoken.
+func (s *Server) awaitFirst(conn *net.TCPConn, early earlyServer) (opening, earlyServer, error) {
 	var work sync.WaitGroup
 	work.Go(func() {
 		buf := make([]byte, maxFirstBytes)
@@ -166,7 +223,7 @@ func route(o opening, sniffed error, original netip.AddrPort, policy wrenn.Netwo
 	}
 	switch {
 	case d.Allowed:
-		return &passage{name: o.name, to: original}, nil
+		return &passage{name: o.name, to: original, hidden: sniffed != nil}, nil
 	case sniffed != nil:
 		return nil, sniffed
 	}
@@ -182,10 +239,17 @@ func nameDecision(policy wrenn.NetworkPolicy, name string, otherwise wrenn.Netwo
 	return otherwise
 }
 
-// dial connects the passage to one of the addresses of its name, or to its address.
+// dial connects the passage to one of the addresses of its name, or to its address. Where
+// the policy leaves names to its proxy, the proxy gets the name.
 func (s *Server) dial(p *passage, port uint16, policy wrenn.NetworkPolicy) error {
 	ctx, cancel := context.WithTimeout(s.ctx, dialTimeout)
 	defer cancel()
+	if policy.Proxy != nil && p.name != "" && !p.hidden && policy.PassesNames() && policy.DecideName(p.name, port).Allowed {
+		p.to = netip.AddrPortFrom(netip.Addr{}, port)
+		server, err := s.connectTo(ctx, net.JoinHostPort(p.name, strconv.Itoa(int(port))), policy)
+		p.server = server
+		return err
+	}
 	addrs := []netip.Addr{p.to.Addr()}
 	if p.byName {
 		found, err := s.resolver().addresses(ctx, p.name)
@@ -200,11 +264,14 @@ func (s *Server) dial(p *passage, port uint16, policy wrenn.NetworkPolicy) error
 	for _, addr := range addrs {
 		p.to = netip.AddrPortFrom(addr, port)
 		attempt, cancel := context.WithTimeout(ctx, dialAttempt)
-		conn, err := s.cfg.Dial(attempt, p.to)
+		conn, err := s.connectTo(attempt, p.to.String(), policy)
 		cancel()
 		if err == nil {
-			p.server = conn.(*net.TCPConn)
+			p.server = conn
 			return nil
+		}
+		if policy.Proxy != nil && verdictOf(err) == wrenn.EgressDenied {
+			return err
 		}
 		errs = append(errs, err)
 	}
@@ -238,7 +305,10 @@ func (s *Server) whyUnreachable(addrs []netip.Addr, name string, port uint16, po
 // First is what the guest has sent already. The end of one direction is passed on.
 func (p *passage) relay(first []byte) (sent, received int64) {
 	keepAlive := net.KeepAliveConfig{Enable: true} // with the defaults of Go: a dead peer is noticed
-	_, _ = p.guest.SetKeepAliveConfig(keepAlive), p.server.SetKeepAliveConfig(keepAlive)
+	_ = p.guest.SetKeepAliveConfig(keepAlive)      // a peer that is gone is noticed later without
+	if tcp := tcpOf(p.server); tcp != nil {
+		_ = tcp.SetKeepAliveConfig(keepAlive) // as above
+	}
 	n, err := p.server.Write(first)
 	sent = int64(n)
 	m, errAnswer := p.guest.Write(p.answer)
@@ -255,11 +325,12 @@ func (p *passage) relay(first []byte) (sent, received int64) {
 	return sent + up, int64(m) + received
 }
 
-// oneWay copies until from ends. The kernel moves the bytes (splice), since both
-// are *net.TCPConn.
-func (p *passage) oneWay(to, from *net.TCPConn) int64 {
+// oneWay copies until from ends. The kernel moves the bytes (splice) where both are
+// *net.TCPConn: all but those of a proxy by TLS.
+func (p *passage) oneWay(to, from net.Conn) int64 {
 	n, err := io.Copy(to, from)
-	if err != nil || to.CloseWrite() != nil {
+	half, ok := to.(interface{ CloseWrite() error })
+	if err != nil || !ok || half.CloseWrite() != nil {
 		p.abort()
 	}
 	return n

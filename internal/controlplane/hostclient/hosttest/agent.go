@@ -374,7 +374,7 @@ func copyOf(i *hostagentv1.SandboxInfo) *hostagentv1.SandboxInfo {
 
 // SetNetworkPolicy changes the policy, which this host has nothing to apply to.
 func (a *Agent) SetNetworkPolicy(ctx context.Context, req *hostagentv1.SetNetworkPolicyRequest) (*hostagentv1.SetNetworkPolicyResponse, error) {
-	return &hostagentv1.SetNetworkPolicyResponse{}, a.with(ctx, "SetNetworkPolicy", req.GetSandboxId(), func() error {
+	return &hostagentv1.SetNetworkPolicyResponse{KnowsProxies: true}, a.with(ctx, "SetNetworkPolicy", req.GetSandboxId(), func() error {
 		b, err := a.live(req.GetSandboxId())
 		if err != nil {
 			return err

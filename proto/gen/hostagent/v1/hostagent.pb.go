@@ -393,7 +393,7 @@ func (x VolumeEntry_Type) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use VolumeEntry_Type.Descriptor instead.
 func (VolumeEntry_Type) EnumDescriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{19, 0}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{20, 0}
 }
 
 // ErrorCode is a detail of an error whose code Connect does not have.
@@ -1043,7 +1043,10 @@ type NetworkPolicy struct {
 	DnsServers []string `protobuf:"bytes,110,rep,name=dns_servers,json=dnsServers,proto3" json:"dns_servers,omitempty"`
 	// The policies of the sandbox's team and template, each of which must allow a
 	// connection, too. An answer without them is that of an agent that does not know them.
-	Layers        []*NetworkLayer `protobuf:"bytes,111,rep,name=layers,proto3" json:"layers,omitempty"`
+	Layers []*NetworkLayer `protobuf:"bytes,111,rep,name=layers,proto3" json:"layers,omitempty"`
+	// What allowed TCP connections go through. An answer without it is that of an agent that
+	// does not know proxies.
+	Proxy         *EgressProxy `protobuf:"bytes,135,opt,name=proxy,proto3" json:"proxy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1120,6 +1123,119 @@ func (x *NetworkPolicy) GetLayers() []*NetworkLayer {
 	return nil
 }
 
+func (x *NetworkPolicy) GetProxy() *EgressProxy {
+	if x != nil {
+		return x.Proxy
+	}
+	return nil
+}
+
+// EgressProxy is a server of the user. Its password is in SecretValues, as "{egress proxy}".
+type EgressProxy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// socks5 or http.
+	Protocol string `protobuf:"bytes,1,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// A name in lower case, or an IPv4 address.
+	Host        string `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
+	Username    string `protobuf:"bytes,3,opt,name=username,proto3" json:"username,omitempty"`
+	HasPassword bool   `protobuf:"varint,4,opt,name=has_password,json=hasPassword,proto3" json:"has_password,omitempty"`
+	// Speak TLS to it, and verify its certificate.
+	Tls bool `protobuf:"varint,5,opt,name=tls,proto3" json:"tls,omitempty"`
+	// With tls: the name in the certificate, if it is not the host, and PEM certificates of
+	// its authorities, if they are not those of the host's machine.
+	ServerName    string `protobuf:"bytes,6,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
+	Ca            string `protobuf:"bytes,7,opt,name=ca,proto3" json:"ca,omitempty"`
+	Port          uint32 `protobuf:"varint,8,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EgressProxy) Reset() {
+	*x = EgressProxy{}
+	mi := &file_v1_hostagent_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EgressProxy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EgressProxy) ProtoMessage() {}
+
+func (x *EgressProxy) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EgressProxy.ProtoReflect.Descriptor instead.
+func (*EgressProxy) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *EgressProxy) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *EgressProxy) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *EgressProxy) GetUsername() string {
+	if x != nil {
+		return x.Username
+	}
+	return ""
+}
+
+func (x *EgressProxy) GetHasPassword() bool {
+	if x != nil {
+		return x.HasPassword
+	}
+	return false
+}
+
+func (x *EgressProxy) GetTls() bool {
+	if x != nil {
+		return x.Tls
+	}
+	return false
+}
+
+func (x *EgressProxy) GetServerName() string {
+	if x != nil {
+		return x.ServerName
+	}
+	return ""
+}
+
+func (x *EgressProxy) GetCa() string {
+	if x != nil {
+		return x.Ca
+	}
+	return ""
+}
+
+func (x *EgressProxy) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
 // NetworkLayer is the policy of a team or a template, as a part of that of a sandbox.
 type NetworkLayer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1135,7 +1251,7 @@ type NetworkLayer struct {
 
 func (x *NetworkLayer) Reset() {
 	*x = NetworkLayer{}
-	mi := &file_v1_hostagent_proto_msgTypes[9]
+	mi := &file_v1_hostagent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1263,7 @@ func (x *NetworkLayer) String() string {
 func (*NetworkLayer) ProtoMessage() {}
 
 func (x *NetworkLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[9]
+	mi := &file_v1_hostagent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1276,7 @@ func (x *NetworkLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkLayer.ProtoReflect.Descriptor instead.
 func (*NetworkLayer) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{9}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *NetworkLayer) GetLayer() string {
@@ -1203,7 +1319,7 @@ type HeaderRule struct {
 
 func (x *HeaderRule) Reset() {
 	*x = HeaderRule{}
-	mi := &file_v1_hostagent_proto_msgTypes[10]
+	mi := &file_v1_hostagent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1215,7 +1331,7 @@ func (x *HeaderRule) String() string {
 func (*HeaderRule) ProtoMessage() {}
 
 func (x *HeaderRule) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[10]
+	mi := &file_v1_hostagent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1228,7 +1344,7 @@ func (x *HeaderRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderRule.ProtoReflect.Descriptor instead.
 func (*HeaderRule) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{10}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *HeaderRule) GetHost() string {
@@ -1256,7 +1372,7 @@ type Header struct {
 
 func (x *Header) Reset() {
 	*x = Header{}
-	mi := &file_v1_hostagent_proto_msgTypes[11]
+	mi := &file_v1_hostagent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1268,7 +1384,7 @@ func (x *Header) String() string {
 func (*Header) ProtoMessage() {}
 
 func (x *Header) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[11]
+	mi := &file_v1_hostagent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1281,7 +1397,7 @@ func (x *Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Header.ProtoReflect.Descriptor instead.
 func (*Header) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{11}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Header) GetName() string {
@@ -1311,7 +1427,7 @@ type SecretValues struct {
 
 func (x *SecretValues) Reset() {
 	*x = SecretValues{}
-	mi := &file_v1_hostagent_proto_msgTypes[12]
+	mi := &file_v1_hostagent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1323,7 +1439,7 @@ func (x *SecretValues) String() string {
 func (*SecretValues) ProtoMessage() {}
 
 func (x *SecretValues) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[12]
+	mi := &file_v1_hostagent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1336,7 +1452,7 @@ func (x *SecretValues) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretValues.ProtoReflect.Descriptor instead.
 func (*SecretValues) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{12}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SecretValues) GetTag() string {
@@ -1368,7 +1484,7 @@ type VolumeMount struct {
 
 func (x *VolumeMount) Reset() {
 	*x = VolumeMount{}
-	mi := &file_v1_hostagent_proto_msgTypes[13]
+	mi := &file_v1_hostagent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1380,7 +1496,7 @@ func (x *VolumeMount) String() string {
 func (*VolumeMount) ProtoMessage() {}
 
 func (x *VolumeMount) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[13]
+	mi := &file_v1_hostagent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1393,7 +1509,7 @@ func (x *VolumeMount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeMount.ProtoReflect.Descriptor instead.
 func (*VolumeMount) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{13}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *VolumeMount) GetVolumeId() string {
@@ -1428,7 +1544,7 @@ type CreateVolumeRequest struct {
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[14]
+	mi := &file_v1_hostagent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1440,7 +1556,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[14]
+	mi := &file_v1_hostagent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1453,7 +1569,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{14}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CreateVolumeRequest) GetVolumeId() string {
@@ -1478,7 +1594,7 @@ type CreateVolumeResponse struct {
 
 func (x *CreateVolumeResponse) Reset() {
 	*x = CreateVolumeResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[15]
+	mi := &file_v1_hostagent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1490,7 +1606,7 @@ func (x *CreateVolumeResponse) String() string {
 func (*CreateVolumeResponse) ProtoMessage() {}
 
 func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[15]
+	mi := &file_v1_hostagent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1503,7 +1619,7 @@ func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CreateVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{15}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{16}
 }
 
 type DeleteVolumeRequest struct {
@@ -1515,7 +1631,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[16]
+	mi := &file_v1_hostagent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1527,7 +1643,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[16]
+	mi := &file_v1_hostagent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1540,7 +1656,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{16}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DeleteVolumeRequest) GetVolumeId() string {
@@ -1558,7 +1674,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[17]
+	mi := &file_v1_hostagent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1570,7 +1686,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[17]
+	mi := &file_v1_hostagent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1583,7 +1699,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{17}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{18}
 }
 
 // VolumeAttributes are what is set, or the defaults: 1000 for ids, 0644, and 0755 for directories.
@@ -1599,7 +1715,7 @@ type VolumeAttributes struct {
 
 func (x *VolumeAttributes) Reset() {
 	*x = VolumeAttributes{}
-	mi := &file_v1_hostagent_proto_msgTypes[18]
+	mi := &file_v1_hostagent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1611,7 +1727,7 @@ func (x *VolumeAttributes) String() string {
 func (*VolumeAttributes) ProtoMessage() {}
 
 func (x *VolumeAttributes) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[18]
+	mi := &file_v1_hostagent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1624,7 +1740,7 @@ func (x *VolumeAttributes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeAttributes.ProtoReflect.Descriptor instead.
 func (*VolumeAttributes) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{18}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *VolumeAttributes) GetMode() uint32 {
@@ -1669,7 +1785,7 @@ type VolumeEntry struct {
 
 func (x *VolumeEntry) Reset() {
 	*x = VolumeEntry{}
-	mi := &file_v1_hostagent_proto_msgTypes[19]
+	mi := &file_v1_hostagent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1681,7 +1797,7 @@ func (x *VolumeEntry) String() string {
 func (*VolumeEntry) ProtoMessage() {}
 
 func (x *VolumeEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[19]
+	mi := &file_v1_hostagent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1694,7 +1810,7 @@ func (x *VolumeEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeEntry.ProtoReflect.Descriptor instead.
 func (*VolumeEntry) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{19}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *VolumeEntry) GetPath() string {
@@ -1777,7 +1893,7 @@ type VolumeFileRequest struct {
 
 func (x *VolumeFileRequest) Reset() {
 	*x = VolumeFileRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[20]
+	mi := &file_v1_hostagent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1789,7 +1905,7 @@ func (x *VolumeFileRequest) String() string {
 func (*VolumeFileRequest) ProtoMessage() {}
 
 func (x *VolumeFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[20]
+	mi := &file_v1_hostagent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1802,7 +1918,7 @@ func (x *VolumeFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeFileRequest.ProtoReflect.Descriptor instead.
 func (*VolumeFileRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{20}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *VolumeFileRequest) GetVolumeId() string {
@@ -1828,7 +1944,7 @@ type StatVolumeFileResponse struct {
 
 func (x *StatVolumeFileResponse) Reset() {
 	*x = StatVolumeFileResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[21]
+	mi := &file_v1_hostagent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1840,7 +1956,7 @@ func (x *StatVolumeFileResponse) String() string {
 func (*StatVolumeFileResponse) ProtoMessage() {}
 
 func (x *StatVolumeFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[21]
+	mi := &file_v1_hostagent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1853,7 +1969,7 @@ func (x *StatVolumeFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatVolumeFileResponse.ProtoReflect.Descriptor instead.
 func (*StatVolumeFileResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{21}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StatVolumeFileResponse) GetEntry() *VolumeEntry {
@@ -1875,7 +1991,7 @@ type ListVolumeFilesRequest struct {
 
 func (x *ListVolumeFilesRequest) Reset() {
 	*x = ListVolumeFilesRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[22]
+	mi := &file_v1_hostagent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1887,7 +2003,7 @@ func (x *ListVolumeFilesRequest) String() string {
 func (*ListVolumeFilesRequest) ProtoMessage() {}
 
 func (x *ListVolumeFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[22]
+	mi := &file_v1_hostagent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1900,7 +2016,7 @@ func (x *ListVolumeFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumeFilesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumeFilesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{22}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListVolumeFilesRequest) GetVolumeId() string {
@@ -1933,7 +2049,7 @@ type ListVolumeFilesResponse struct {
 
 func (x *ListVolumeFilesResponse) Reset() {
 	*x = ListVolumeFilesResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[23]
+	mi := &file_v1_hostagent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1945,7 +2061,7 @@ func (x *ListVolumeFilesResponse) String() string {
 func (*ListVolumeFilesResponse) ProtoMessage() {}
 
 func (x *ListVolumeFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[23]
+	mi := &file_v1_hostagent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1958,7 +2074,7 @@ func (x *ListVolumeFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumeFilesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumeFilesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{23}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListVolumeFilesResponse) GetEntries() []*VolumeEntry {
@@ -1981,7 +2097,7 @@ type MakeVolumeDirectoryRequest struct {
 
 func (x *MakeVolumeDirectoryRequest) Reset() {
 	*x = MakeVolumeDirectoryRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[24]
+	mi := &file_v1_hostagent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1993,7 +2109,7 @@ func (x *MakeVolumeDirectoryRequest) String() string {
 func (*MakeVolumeDirectoryRequest) ProtoMessage() {}
 
 func (x *MakeVolumeDirectoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[24]
+	mi := &file_v1_hostagent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2006,7 +2122,7 @@ func (x *MakeVolumeDirectoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MakeVolumeDirectoryRequest.ProtoReflect.Descriptor instead.
 func (*MakeVolumeDirectoryRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{24}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *MakeVolumeDirectoryRequest) GetVolumeId() string {
@@ -2046,7 +2162,7 @@ type MakeVolumeDirectoryResponse struct {
 
 func (x *MakeVolumeDirectoryResponse) Reset() {
 	*x = MakeVolumeDirectoryResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[25]
+	mi := &file_v1_hostagent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2058,7 +2174,7 @@ func (x *MakeVolumeDirectoryResponse) String() string {
 func (*MakeVolumeDirectoryResponse) ProtoMessage() {}
 
 func (x *MakeVolumeDirectoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[25]
+	mi := &file_v1_hostagent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2071,7 +2187,7 @@ func (x *MakeVolumeDirectoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MakeVolumeDirectoryResponse.ProtoReflect.Descriptor instead.
 func (*MakeVolumeDirectoryResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{25}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *MakeVolumeDirectoryResponse) GetEntry() *VolumeEntry {
@@ -2092,7 +2208,7 @@ type SetVolumeFileRequest struct {
 
 func (x *SetVolumeFileRequest) Reset() {
 	*x = SetVolumeFileRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[26]
+	mi := &file_v1_hostagent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2104,7 +2220,7 @@ func (x *SetVolumeFileRequest) String() string {
 func (*SetVolumeFileRequest) ProtoMessage() {}
 
 func (x *SetVolumeFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[26]
+	mi := &file_v1_hostagent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2117,7 +2233,7 @@ func (x *SetVolumeFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVolumeFileRequest.ProtoReflect.Descriptor instead.
 func (*SetVolumeFileRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{26}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SetVolumeFileRequest) GetVolumeId() string {
@@ -2150,7 +2266,7 @@ type SetVolumeFileResponse struct {
 
 func (x *SetVolumeFileResponse) Reset() {
 	*x = SetVolumeFileResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[27]
+	mi := &file_v1_hostagent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2162,7 +2278,7 @@ func (x *SetVolumeFileResponse) String() string {
 func (*SetVolumeFileResponse) ProtoMessage() {}
 
 func (x *SetVolumeFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[27]
+	mi := &file_v1_hostagent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2175,7 +2291,7 @@ func (x *SetVolumeFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVolumeFileResponse.ProtoReflect.Descriptor instead.
 func (*SetVolumeFileResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{27}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SetVolumeFileResponse) GetEntry() *VolumeEntry {
@@ -2196,7 +2312,7 @@ type RenameVolumeFileRequest struct {
 
 func (x *RenameVolumeFileRequest) Reset() {
 	*x = RenameVolumeFileRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[28]
+	mi := &file_v1_hostagent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2208,7 +2324,7 @@ func (x *RenameVolumeFileRequest) String() string {
 func (*RenameVolumeFileRequest) ProtoMessage() {}
 
 func (x *RenameVolumeFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[28]
+	mi := &file_v1_hostagent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2221,7 +2337,7 @@ func (x *RenameVolumeFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameVolumeFileRequest.ProtoReflect.Descriptor instead.
 func (*RenameVolumeFileRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{28}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RenameVolumeFileRequest) GetVolumeId() string {
@@ -2254,7 +2370,7 @@ type RenameVolumeFileResponse struct {
 
 func (x *RenameVolumeFileResponse) Reset() {
 	*x = RenameVolumeFileResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[29]
+	mi := &file_v1_hostagent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2266,7 +2382,7 @@ func (x *RenameVolumeFileResponse) String() string {
 func (*RenameVolumeFileResponse) ProtoMessage() {}
 
 func (x *RenameVolumeFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[29]
+	mi := &file_v1_hostagent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2279,7 +2395,7 @@ func (x *RenameVolumeFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameVolumeFileResponse.ProtoReflect.Descriptor instead.
 func (*RenameVolumeFileResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{29}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RenameVolumeFileResponse) GetEntry() *VolumeEntry {
@@ -2297,7 +2413,7 @@ type RemoveVolumeFileResponse struct {
 
 func (x *RemoveVolumeFileResponse) Reset() {
 	*x = RemoveVolumeFileResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[30]
+	mi := &file_v1_hostagent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2309,7 +2425,7 @@ func (x *RemoveVolumeFileResponse) String() string {
 func (*RemoveVolumeFileResponse) ProtoMessage() {}
 
 func (x *RemoveVolumeFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[30]
+	mi := &file_v1_hostagent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2322,7 +2438,7 @@ func (x *RemoveVolumeFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeFileResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeFileResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{30}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{31}
 }
 
 type WriteVolumeFileMeta struct {
@@ -2341,7 +2457,7 @@ type WriteVolumeFileMeta struct {
 
 func (x *WriteVolumeFileMeta) Reset() {
 	*x = WriteVolumeFileMeta{}
-	mi := &file_v1_hostagent_proto_msgTypes[31]
+	mi := &file_v1_hostagent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2353,7 +2469,7 @@ func (x *WriteVolumeFileMeta) String() string {
 func (*WriteVolumeFileMeta) ProtoMessage() {}
 
 func (x *WriteVolumeFileMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[31]
+	mi := &file_v1_hostagent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2366,7 +2482,7 @@ func (x *WriteVolumeFileMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteVolumeFileMeta.ProtoReflect.Descriptor instead.
 func (*WriteVolumeFileMeta) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{31}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WriteVolumeFileMeta) GetVolumeId() string {
@@ -2413,7 +2529,7 @@ type WriteVolumeFileResponse struct {
 
 func (x *WriteVolumeFileResponse) Reset() {
 	*x = WriteVolumeFileResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[32]
+	mi := &file_v1_hostagent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2425,7 +2541,7 @@ func (x *WriteVolumeFileResponse) String() string {
 func (*WriteVolumeFileResponse) ProtoMessage() {}
 
 func (x *WriteVolumeFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[32]
+	mi := &file_v1_hostagent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2438,7 +2554,7 @@ func (x *WriteVolumeFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteVolumeFileResponse.ProtoReflect.Descriptor instead.
 func (*WriteVolumeFileResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{32}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *WriteVolumeFileResponse) GetEntry() *VolumeEntry {
@@ -2461,7 +2577,7 @@ type StartSandboxResponse struct {
 
 func (x *StartSandboxResponse) Reset() {
 	*x = StartSandboxResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[33]
+	mi := &file_v1_hostagent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2473,7 +2589,7 @@ func (x *StartSandboxResponse) String() string {
 func (*StartSandboxResponse) ProtoMessage() {}
 
 func (x *StartSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[33]
+	mi := &file_v1_hostagent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2486,7 +2602,7 @@ func (x *StartSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartSandboxResponse.ProtoReflect.Descriptor instead.
 func (*StartSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{33}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *StartSandboxResponse) GetEvent() isStartSandboxResponse_Event {
@@ -2576,7 +2692,7 @@ type BuildTemplateRequest struct {
 
 func (x *BuildTemplateRequest) Reset() {
 	*x = BuildTemplateRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[34]
+	mi := &file_v1_hostagent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2588,7 +2704,7 @@ func (x *BuildTemplateRequest) String() string {
 func (*BuildTemplateRequest) ProtoMessage() {}
 
 func (x *BuildTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[34]
+	mi := &file_v1_hostagent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2601,7 +2717,7 @@ func (x *BuildTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildTemplateRequest.ProtoReflect.Descriptor instead.
 func (*BuildTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{34}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *BuildTemplateRequest) GetGeneration() string {
@@ -2808,7 +2924,7 @@ type BuildStep struct {
 
 func (x *BuildStep) Reset() {
 	*x = BuildStep{}
-	mi := &file_v1_hostagent_proto_msgTypes[35]
+	mi := &file_v1_hostagent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2820,7 +2936,7 @@ func (x *BuildStep) String() string {
 func (*BuildStep) ProtoMessage() {}
 
 func (x *BuildStep) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[35]
+	mi := &file_v1_hostagent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2833,7 +2949,7 @@ func (x *BuildStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildStep.ProtoReflect.Descriptor instead.
 func (*BuildStep) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{35}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *BuildStep) GetKind() string {
@@ -2884,7 +3000,7 @@ type PutBuildFilesRequest struct {
 
 func (x *PutBuildFilesRequest) Reset() {
 	*x = PutBuildFilesRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[36]
+	mi := &file_v1_hostagent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2896,7 +3012,7 @@ func (x *PutBuildFilesRequest) String() string {
 func (*PutBuildFilesRequest) ProtoMessage() {}
 
 func (x *PutBuildFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[36]
+	mi := &file_v1_hostagent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2909,7 +3025,7 @@ func (x *PutBuildFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutBuildFilesRequest.ProtoReflect.Descriptor instead.
 func (*PutBuildFilesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{36}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PutBuildFilesRequest) GetPart() isPutBuildFilesRequest_Part {
@@ -2966,7 +3082,7 @@ type BuildFiles struct {
 
 func (x *BuildFiles) Reset() {
 	*x = BuildFiles{}
-	mi := &file_v1_hostagent_proto_msgTypes[37]
+	mi := &file_v1_hostagent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2978,7 +3094,7 @@ func (x *BuildFiles) String() string {
 func (*BuildFiles) ProtoMessage() {}
 
 func (x *BuildFiles) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[37]
+	mi := &file_v1_hostagent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2991,7 +3107,7 @@ func (x *BuildFiles) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildFiles.ProtoReflect.Descriptor instead.
 func (*BuildFiles) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{37}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *BuildFiles) GetTeam() string {
@@ -3016,7 +3132,7 @@ type PutBuildFilesResponse struct {
 
 func (x *PutBuildFilesResponse) Reset() {
 	*x = PutBuildFilesResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[38]
+	mi := &file_v1_hostagent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3028,7 +3144,7 @@ func (x *PutBuildFilesResponse) String() string {
 func (*PutBuildFilesResponse) ProtoMessage() {}
 
 func (x *PutBuildFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[38]
+	mi := &file_v1_hostagent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3041,7 +3157,7 @@ func (x *PutBuildFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutBuildFilesResponse.ProtoReflect.Descriptor instead.
 func (*PutBuildFilesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{38}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{39}
 }
 
 type FindBuildFilesRequest struct {
@@ -3053,7 +3169,7 @@ type FindBuildFilesRequest struct {
 
 func (x *FindBuildFilesRequest) Reset() {
 	*x = FindBuildFilesRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[39]
+	mi := &file_v1_hostagent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3065,7 +3181,7 @@ func (x *FindBuildFilesRequest) String() string {
 func (*FindBuildFilesRequest) ProtoMessage() {}
 
 func (x *FindBuildFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[39]
+	mi := &file_v1_hostagent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3078,7 +3194,7 @@ func (x *FindBuildFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindBuildFilesRequest.ProtoReflect.Descriptor instead.
 func (*FindBuildFilesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{39}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *FindBuildFilesRequest) GetFiles() *BuildFiles {
@@ -3097,7 +3213,7 @@ type FindBuildFilesResponse struct {
 
 func (x *FindBuildFilesResponse) Reset() {
 	*x = FindBuildFilesResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[40]
+	mi := &file_v1_hostagent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3109,7 +3225,7 @@ func (x *FindBuildFilesResponse) String() string {
 func (*FindBuildFilesResponse) ProtoMessage() {}
 
 func (x *FindBuildFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[40]
+	mi := &file_v1_hostagent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3122,7 +3238,7 @@ func (x *FindBuildFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindBuildFilesResponse.ProtoReflect.Descriptor instead.
 func (*FindBuildFilesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{40}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *FindBuildFilesResponse) GetPresent() bool {
@@ -3145,7 +3261,7 @@ type ContainerImage struct {
 
 func (x *ContainerImage) Reset() {
 	*x = ContainerImage{}
-	mi := &file_v1_hostagent_proto_msgTypes[41]
+	mi := &file_v1_hostagent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3157,7 +3273,7 @@ func (x *ContainerImage) String() string {
 func (*ContainerImage) ProtoMessage() {}
 
 func (x *ContainerImage) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[41]
+	mi := &file_v1_hostagent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3170,7 +3286,7 @@ func (x *ContainerImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerImage.ProtoReflect.Descriptor instead.
 func (*ContainerImage) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{41}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ContainerImage) GetRef() string {
@@ -3209,7 +3325,7 @@ type BuildTemplateResponse struct {
 
 func (x *BuildTemplateResponse) Reset() {
 	*x = BuildTemplateResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[42]
+	mi := &file_v1_hostagent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3221,7 +3337,7 @@ func (x *BuildTemplateResponse) String() string {
 func (*BuildTemplateResponse) ProtoMessage() {}
 
 func (x *BuildTemplateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[42]
+	mi := &file_v1_hostagent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3234,7 +3350,7 @@ func (x *BuildTemplateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildTemplateResponse.ProtoReflect.Descriptor instead.
 func (*BuildTemplateResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{42}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *BuildTemplateResponse) GetEvent() isBuildTemplateResponse_Event {
@@ -3330,7 +3446,7 @@ type TemplateBuilt struct {
 
 func (x *TemplateBuilt) Reset() {
 	*x = TemplateBuilt{}
-	mi := &file_v1_hostagent_proto_msgTypes[43]
+	mi := &file_v1_hostagent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3342,7 +3458,7 @@ func (x *TemplateBuilt) String() string {
 func (*TemplateBuilt) ProtoMessage() {}
 
 func (x *TemplateBuilt) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[43]
+	mi := &file_v1_hostagent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3355,7 +3471,7 @@ func (x *TemplateBuilt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TemplateBuilt.ProtoReflect.Descriptor instead.
 func (*TemplateBuilt) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{43}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *TemplateBuilt) GetVcpus() uint32 {
@@ -3416,7 +3532,7 @@ type DeleteTemplateRequest struct {
 
 func (x *DeleteTemplateRequest) Reset() {
 	*x = DeleteTemplateRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[44]
+	mi := &file_v1_hostagent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3428,7 +3544,7 @@ func (x *DeleteTemplateRequest) String() string {
 func (*DeleteTemplateRequest) ProtoMessage() {}
 
 func (x *DeleteTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[44]
+	mi := &file_v1_hostagent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3441,7 +3557,7 @@ func (x *DeleteTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTemplateRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{44}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DeleteTemplateRequest) GetGeneration() string {
@@ -3459,7 +3575,7 @@ type DeleteTemplateResponse struct {
 
 func (x *DeleteTemplateResponse) Reset() {
 	*x = DeleteTemplateResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[45]
+	mi := &file_v1_hostagent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3471,7 +3587,7 @@ func (x *DeleteTemplateResponse) String() string {
 func (*DeleteTemplateResponse) ProtoMessage() {}
 
 func (x *DeleteTemplateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[45]
+	mi := &file_v1_hostagent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3484,7 +3600,7 @@ func (x *DeleteTemplateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTemplateResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTemplateResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{45}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{46}
 }
 
 type ListTemplatesRequest struct {
@@ -3495,7 +3611,7 @@ type ListTemplatesRequest struct {
 
 func (x *ListTemplatesRequest) Reset() {
 	*x = ListTemplatesRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[46]
+	mi := &file_v1_hostagent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3507,7 +3623,7 @@ func (x *ListTemplatesRequest) String() string {
 func (*ListTemplatesRequest) ProtoMessage() {}
 
 func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[46]
+	mi := &file_v1_hostagent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3520,7 +3636,7 @@ func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesRequest.ProtoReflect.Descriptor instead.
 func (*ListTemplatesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{46}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{47}
 }
 
 type ListTemplatesResponse struct {
@@ -3532,7 +3648,7 @@ type ListTemplatesResponse struct {
 
 func (x *ListTemplatesResponse) Reset() {
 	*x = ListTemplatesResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[47]
+	mi := &file_v1_hostagent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3544,7 +3660,7 @@ func (x *ListTemplatesResponse) String() string {
 func (*ListTemplatesResponse) ProtoMessage() {}
 
 func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[47]
+	mi := &file_v1_hostagent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3557,7 +3673,7 @@ func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesResponse.ProtoReflect.Descriptor instead.
 func (*ListTemplatesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{47}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListTemplatesResponse) GetGenerations() []string {
@@ -3583,7 +3699,7 @@ type CreateSandboxResponse struct {
 
 func (x *CreateSandboxResponse) Reset() {
 	*x = CreateSandboxResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[48]
+	mi := &file_v1_hostagent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3595,7 +3711,7 @@ func (x *CreateSandboxResponse) String() string {
 func (*CreateSandboxResponse) ProtoMessage() {}
 
 func (x *CreateSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[48]
+	mi := &file_v1_hostagent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3608,7 +3724,7 @@ func (x *CreateSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSandboxResponse.ProtoReflect.Descriptor instead.
 func (*CreateSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{48}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *CreateSandboxResponse) GetSandboxId() string {
@@ -3655,7 +3771,7 @@ type DestroySandboxRequest struct {
 
 func (x *DestroySandboxRequest) Reset() {
 	*x = DestroySandboxRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[49]
+	mi := &file_v1_hostagent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3667,7 +3783,7 @@ func (x *DestroySandboxRequest) String() string {
 func (*DestroySandboxRequest) ProtoMessage() {}
 
 func (x *DestroySandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[49]
+	mi := &file_v1_hostagent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3680,7 +3796,7 @@ func (x *DestroySandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroySandboxRequest.ProtoReflect.Descriptor instead.
 func (*DestroySandboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{49}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *DestroySandboxRequest) GetSandboxId() string {
@@ -3698,7 +3814,7 @@ type DestroySandboxResponse struct {
 
 func (x *DestroySandboxResponse) Reset() {
 	*x = DestroySandboxResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[50]
+	mi := &file_v1_hostagent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3710,7 +3826,7 @@ func (x *DestroySandboxResponse) String() string {
 func (*DestroySandboxResponse) ProtoMessage() {}
 
 func (x *DestroySandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[50]
+	mi := &file_v1_hostagent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3723,7 +3839,7 @@ func (x *DestroySandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroySandboxResponse.ProtoReflect.Descriptor instead.
 func (*DestroySandboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{50}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{51}
 }
 
 type PauseSandboxRequest struct {
@@ -3746,7 +3862,7 @@ type PauseSandboxRequest struct {
 
 func (x *PauseSandboxRequest) Reset() {
 	*x = PauseSandboxRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[51]
+	mi := &file_v1_hostagent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3758,7 +3874,7 @@ func (x *PauseSandboxRequest) String() string {
 func (*PauseSandboxRequest) ProtoMessage() {}
 
 func (x *PauseSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[51]
+	mi := &file_v1_hostagent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3771,7 +3887,7 @@ func (x *PauseSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseSandboxRequest.ProtoReflect.Descriptor instead.
 func (*PauseSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{51}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *PauseSandboxRequest) GetSandboxId() string {
@@ -3819,7 +3935,7 @@ type PauseSandboxResponse struct {
 
 func (x *PauseSandboxResponse) Reset() {
 	*x = PauseSandboxResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[52]
+	mi := &file_v1_hostagent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3831,7 +3947,7 @@ func (x *PauseSandboxResponse) String() string {
 func (*PauseSandboxResponse) ProtoMessage() {}
 
 func (x *PauseSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[52]
+	mi := &file_v1_hostagent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3844,7 +3960,7 @@ func (x *PauseSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseSandboxResponse.ProtoReflect.Descriptor instead.
 func (*PauseSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{52}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *PauseSandboxResponse) GetDiskOnly() bool {
@@ -3867,7 +3983,7 @@ type ResumeSandboxRequest struct {
 
 func (x *ResumeSandboxRequest) Reset() {
 	*x = ResumeSandboxRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[53]
+	mi := &file_v1_hostagent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3879,7 +3995,7 @@ func (x *ResumeSandboxRequest) String() string {
 func (*ResumeSandboxRequest) ProtoMessage() {}
 
 func (x *ResumeSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[53]
+	mi := &file_v1_hostagent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3892,7 +4008,7 @@ func (x *ResumeSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeSandboxRequest.ProtoReflect.Descriptor instead.
 func (*ResumeSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{53}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ResumeSandboxRequest) GetSandboxId() string {
@@ -3926,7 +4042,7 @@ type ResumeSandboxResponse struct {
 
 func (x *ResumeSandboxResponse) Reset() {
 	*x = ResumeSandboxResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[54]
+	mi := &file_v1_hostagent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3938,7 +4054,7 @@ func (x *ResumeSandboxResponse) String() string {
 func (*ResumeSandboxResponse) ProtoMessage() {}
 
 func (x *ResumeSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[54]
+	mi := &file_v1_hostagent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3951,7 +4067,7 @@ func (x *ResumeSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeSandboxResponse.ProtoReflect.Descriptor instead.
 func (*ResumeSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{54}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ResumeSandboxResponse) GetBoot() bool {
@@ -3976,7 +4092,7 @@ type ForkSandboxRequest struct {
 
 func (x *ForkSandboxRequest) Reset() {
 	*x = ForkSandboxRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[55]
+	mi := &file_v1_hostagent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3988,7 +4104,7 @@ func (x *ForkSandboxRequest) String() string {
 func (*ForkSandboxRequest) ProtoMessage() {}
 
 func (x *ForkSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[55]
+	mi := &file_v1_hostagent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4001,7 +4117,7 @@ func (x *ForkSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkSandboxRequest.ProtoReflect.Descriptor instead.
 func (*ForkSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{55}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ForkSandboxRequest) GetSandboxId() string {
@@ -4045,7 +4161,7 @@ type ForkSandboxResponse struct {
 
 func (x *ForkSandboxResponse) Reset() {
 	*x = ForkSandboxResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[56]
+	mi := &file_v1_hostagent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4057,7 +4173,7 @@ func (x *ForkSandboxResponse) String() string {
 func (*ForkSandboxResponse) ProtoMessage() {}
 
 func (x *ForkSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[56]
+	mi := &file_v1_hostagent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4070,7 +4186,7 @@ func (x *ForkSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkSandboxResponse.ProtoReflect.Descriptor instead.
 func (*ForkSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{56}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ForkSandboxResponse) GetResults() []*ForkResult {
@@ -4099,7 +4215,7 @@ type ForkResult struct {
 
 func (x *ForkResult) Reset() {
 	*x = ForkResult{}
-	mi := &file_v1_hostagent_proto_msgTypes[57]
+	mi := &file_v1_hostagent_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4111,7 +4227,7 @@ func (x *ForkResult) String() string {
 func (*ForkResult) ProtoMessage() {}
 
 func (x *ForkResult) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[57]
+	mi := &file_v1_hostagent_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4124,7 +4240,7 @@ func (x *ForkResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkResult.ProtoReflect.Descriptor instead.
 func (*ForkResult) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{57}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ForkResult) GetSandboxId() string {
@@ -4164,7 +4280,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_v1_hostagent_proto_msgTypes[58]
+	mi := &file_v1_hostagent_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4176,7 +4292,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[58]
+	mi := &file_v1_hostagent_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4189,7 +4305,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{58}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Checkpoint) GetId() string {
@@ -4239,7 +4355,7 @@ type CreateCheckpointRequest struct {
 
 func (x *CreateCheckpointRequest) Reset() {
 	*x = CreateCheckpointRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[59]
+	mi := &file_v1_hostagent_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4251,7 +4367,7 @@ func (x *CreateCheckpointRequest) String() string {
 func (*CreateCheckpointRequest) ProtoMessage() {}
 
 func (x *CreateCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[59]
+	mi := &file_v1_hostagent_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4264,7 +4380,7 @@ func (x *CreateCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*CreateCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{59}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *CreateCheckpointRequest) GetSandboxId() string {
@@ -4297,7 +4413,7 @@ type CreateCheckpointResponse struct {
 
 func (x *CreateCheckpointResponse) Reset() {
 	*x = CreateCheckpointResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[60]
+	mi := &file_v1_hostagent_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4309,7 +4425,7 @@ func (x *CreateCheckpointResponse) String() string {
 func (*CreateCheckpointResponse) ProtoMessage() {}
 
 func (x *CreateCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[60]
+	mi := &file_v1_hostagent_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4322,7 +4438,7 @@ func (x *CreateCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*CreateCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{60}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *CreateCheckpointResponse) GetCheckpoint() *Checkpoint {
@@ -4341,7 +4457,7 @@ type ListCheckpointsRequest struct {
 
 func (x *ListCheckpointsRequest) Reset() {
 	*x = ListCheckpointsRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[61]
+	mi := &file_v1_hostagent_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4353,7 +4469,7 @@ func (x *ListCheckpointsRequest) String() string {
 func (*ListCheckpointsRequest) ProtoMessage() {}
 
 func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[61]
+	mi := &file_v1_hostagent_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4366,7 +4482,7 @@ func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{61}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListCheckpointsRequest) GetSandboxId() string {
@@ -4387,7 +4503,7 @@ type ListCheckpointsResponse struct {
 
 func (x *ListCheckpointsResponse) Reset() {
 	*x = ListCheckpointsResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[62]
+	mi := &file_v1_hostagent_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4399,7 +4515,7 @@ func (x *ListCheckpointsResponse) String() string {
 func (*ListCheckpointsResponse) ProtoMessage() {}
 
 func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[62]
+	mi := &file_v1_hostagent_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4412,7 +4528,7 @@ func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{62}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ListCheckpointsResponse) GetCheckpoints() []*Checkpoint {
@@ -4439,7 +4555,7 @@ type RestoreCheckpointRequest struct {
 
 func (x *RestoreCheckpointRequest) Reset() {
 	*x = RestoreCheckpointRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[63]
+	mi := &file_v1_hostagent_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4451,7 +4567,7 @@ func (x *RestoreCheckpointRequest) String() string {
 func (*RestoreCheckpointRequest) ProtoMessage() {}
 
 func (x *RestoreCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[63]
+	mi := &file_v1_hostagent_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4464,7 +4580,7 @@ func (x *RestoreCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*RestoreCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{63}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *RestoreCheckpointRequest) GetSandboxId() string {
@@ -4489,7 +4605,7 @@ type RestoreCheckpointResponse struct {
 
 func (x *RestoreCheckpointResponse) Reset() {
 	*x = RestoreCheckpointResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[64]
+	mi := &file_v1_hostagent_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4501,7 +4617,7 @@ func (x *RestoreCheckpointResponse) String() string {
 func (*RestoreCheckpointResponse) ProtoMessage() {}
 
 func (x *RestoreCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[64]
+	mi := &file_v1_hostagent_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4514,7 +4630,7 @@ func (x *RestoreCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*RestoreCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{64}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{65}
 }
 
 type DeleteCheckpointRequest struct {
@@ -4527,7 +4643,7 @@ type DeleteCheckpointRequest struct {
 
 func (x *DeleteCheckpointRequest) Reset() {
 	*x = DeleteCheckpointRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[65]
+	mi := &file_v1_hostagent_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4539,7 +4655,7 @@ func (x *DeleteCheckpointRequest) String() string {
 func (*DeleteCheckpointRequest) ProtoMessage() {}
 
 func (x *DeleteCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[65]
+	mi := &file_v1_hostagent_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4552,7 +4668,7 @@ func (x *DeleteCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*DeleteCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{65}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *DeleteCheckpointRequest) GetSandboxId() string {
@@ -4577,7 +4693,7 @@ type DeleteCheckpointResponse struct {
 
 func (x *DeleteCheckpointResponse) Reset() {
 	*x = DeleteCheckpointResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[66]
+	mi := &file_v1_hostagent_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4589,7 +4705,7 @@ func (x *DeleteCheckpointResponse) String() string {
 func (*DeleteCheckpointResponse) ProtoMessage() {}
 
 func (x *DeleteCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[66]
+	mi := &file_v1_hostagent_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4602,7 +4718,7 @@ func (x *DeleteCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*DeleteCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{66}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{67}
 }
 
 type ExtendSandboxRequest struct {
@@ -4616,7 +4732,7 @@ type ExtendSandboxRequest struct {
 
 func (x *ExtendSandboxRequest) Reset() {
 	*x = ExtendSandboxRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[67]
+	mi := &file_v1_hostagent_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4628,7 +4744,7 @@ func (x *ExtendSandboxRequest) String() string {
 func (*ExtendSandboxRequest) ProtoMessage() {}
 
 func (x *ExtendSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[67]
+	mi := &file_v1_hostagent_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4641,7 +4757,7 @@ func (x *ExtendSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendSandboxRequest.ProtoReflect.Descriptor instead.
 func (*ExtendSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{67}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ExtendSandboxRequest) GetSandboxId() string {
@@ -4666,7 +4782,7 @@ type ExtendSandboxResponse struct {
 
 func (x *ExtendSandboxResponse) Reset() {
 	*x = ExtendSandboxResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[68]
+	mi := &file_v1_hostagent_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4678,7 +4794,7 @@ func (x *ExtendSandboxResponse) String() string {
 func (*ExtendSandboxResponse) ProtoMessage() {}
 
 func (x *ExtendSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[68]
+	mi := &file_v1_hostagent_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4691,7 +4807,7 @@ func (x *ExtendSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendSandboxResponse.ProtoReflect.Descriptor instead.
 func (*ExtendSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{68}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{69}
 }
 
 type SetNetworkPolicyRequest struct {
@@ -4706,7 +4822,7 @@ type SetNetworkPolicyRequest struct {
 
 func (x *SetNetworkPolicyRequest) Reset() {
 	*x = SetNetworkPolicyRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[69]
+	mi := &file_v1_hostagent_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4718,7 +4834,7 @@ func (x *SetNetworkPolicyRequest) String() string {
 func (*SetNetworkPolicyRequest) ProtoMessage() {}
 
 func (x *SetNetworkPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[69]
+	mi := &file_v1_hostagent_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4731,7 +4847,7 @@ func (x *SetNetworkPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNetworkPolicyRequest.ProtoReflect.Descriptor instead.
 func (*SetNetworkPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{69}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *SetNetworkPolicyRequest) GetSandboxId() string {
@@ -4756,14 +4872,16 @@ func (x *SetNetworkPolicyRequest) GetSecrets() *SecretValues {
 }
 
 type SetNetworkPolicyResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The agent knows egress proxies.
+	KnowsProxies  bool `protobuf:"varint,135,opt,name=knows_proxies,json=knowsProxies,proto3" json:"knows_proxies,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SetNetworkPolicyResponse) Reset() {
 	*x = SetNetworkPolicyResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[70]
+	mi := &file_v1_hostagent_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4775,7 +4893,7 @@ func (x *SetNetworkPolicyResponse) String() string {
 func (*SetNetworkPolicyResponse) ProtoMessage() {}
 
 func (x *SetNetworkPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[70]
+	mi := &file_v1_hostagent_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4788,7 +4906,14 @@ func (x *SetNetworkPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNetworkPolicyResponse.ProtoReflect.Descriptor instead.
 func (*SetNetworkPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{70}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *SetNetworkPolicyResponse) GetKnowsProxies() bool {
+	if x != nil {
+		return x.KnowsProxies
+	}
+	return false
 }
 
 type ReadEgressRequest struct {
@@ -4804,7 +4929,7 @@ type ReadEgressRequest struct {
 
 func (x *ReadEgressRequest) Reset() {
 	*x = ReadEgressRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[71]
+	mi := &file_v1_hostagent_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4816,7 +4941,7 @@ func (x *ReadEgressRequest) String() string {
 func (*ReadEgressRequest) ProtoMessage() {}
 
 func (x *ReadEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[71]
+	mi := &file_v1_hostagent_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4829,7 +4954,7 @@ func (x *ReadEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEgressRequest.ProtoReflect.Descriptor instead.
 func (*ReadEgressRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{71}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ReadEgressRequest) GetSandboxId() string {
@@ -4864,7 +4989,7 @@ type ReadEgressResponse struct {
 
 func (x *ReadEgressResponse) Reset() {
 	*x = ReadEgressResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[72]
+	mi := &file_v1_hostagent_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4876,7 +5001,7 @@ func (x *ReadEgressResponse) String() string {
 func (*ReadEgressResponse) ProtoMessage() {}
 
 func (x *ReadEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[72]
+	mi := &file_v1_hostagent_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4889,7 +5014,7 @@ func (x *ReadEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEgressResponse.ProtoReflect.Descriptor instead.
 func (*ReadEgressResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{72}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ReadEgressResponse) GetEvents() []*EgressEvent {
@@ -4920,16 +5045,18 @@ type EgressEvent struct {
 	Port    uint32 `protobuf:"varint,7,opt,name=port,proto3" json:"port,omitempty"`
 	Reason  string `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Of a connection that ended, in bytes.
-	Sent          uint64 `protobuf:"varint,9,opt,name=sent,proto3" json:"sent,omitempty"`
-	Received      uint64 `protobuf:"varint,10,opt,name=received,proto3" json:"received,omitempty"`
-	TookMillis    int64  `protobuf:"varint,11,opt,name=took_millis,json=tookMillis,proto3" json:"took_millis,omitempty"`
+	Sent       uint64 `protobuf:"varint,9,opt,name=sent,proto3" json:"sent,omitempty"`
+	Received   uint64 `protobuf:"varint,10,opt,name=received,proto3" json:"received,omitempty"`
+	TookMillis int64  `protobuf:"varint,11,opt,name=took_millis,json=tookMillis,proto3" json:"took_millis,omitempty"`
+	// The egress proxy, as a URL without user and password.
+	Via           string `protobuf:"bytes,135,opt,name=via,proto3" json:"via,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EgressEvent) Reset() {
 	*x = EgressEvent{}
-	mi := &file_v1_hostagent_proto_msgTypes[73]
+	mi := &file_v1_hostagent_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4941,7 +5068,7 @@ func (x *EgressEvent) String() string {
 func (*EgressEvent) ProtoMessage() {}
 
 func (x *EgressEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[73]
+	mi := &file_v1_hostagent_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4954,7 +5081,7 @@ func (x *EgressEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressEvent.ProtoReflect.Descriptor instead.
 func (*EgressEvent) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{73}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *EgressEvent) GetSeq() uint64 {
@@ -5034,6 +5161,13 @@ func (x *EgressEvent) GetTookMillis() int64 {
 	return 0
 }
 
+func (x *EgressEvent) GetVia() string {
+	if x != nil {
+		return x.Via
+	}
+	return ""
+}
+
 type ExplainEgressRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
@@ -5047,7 +5181,7 @@ type ExplainEgressRequest struct {
 
 func (x *ExplainEgressRequest) Reset() {
 	*x = ExplainEgressRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[74]
+	mi := &file_v1_hostagent_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5059,7 +5193,7 @@ func (x *ExplainEgressRequest) String() string {
 func (*ExplainEgressRequest) ProtoMessage() {}
 
 func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[74]
+	mi := &file_v1_hostagent_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5072,7 +5206,7 @@ func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressRequest.ProtoReflect.Descriptor instead.
 func (*ExplainEgressRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{74}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ExplainEgressRequest) GetSandboxId() string {
@@ -5110,7 +5244,7 @@ type ExplainEgressResponse struct {
 
 func (x *ExplainEgressResponse) Reset() {
 	*x = ExplainEgressResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[75]
+	mi := &file_v1_hostagent_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5122,7 +5256,7 @@ func (x *ExplainEgressResponse) String() string {
 func (*ExplainEgressResponse) ProtoMessage() {}
 
 func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[75]
+	mi := &file_v1_hostagent_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5135,7 +5269,7 @@ func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressResponse.ProtoReflect.Descriptor instead.
 func (*ExplainEgressResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{75}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ExplainEgressResponse) GetAllowed() bool {
@@ -5185,7 +5319,7 @@ type EgressAddress struct {
 
 func (x *EgressAddress) Reset() {
 	*x = EgressAddress{}
-	mi := &file_v1_hostagent_proto_msgTypes[76]
+	mi := &file_v1_hostagent_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5197,7 +5331,7 @@ func (x *EgressAddress) String() string {
 func (*EgressAddress) ProtoMessage() {}
 
 func (x *EgressAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[76]
+	mi := &file_v1_hostagent_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5210,7 +5344,7 @@ func (x *EgressAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressAddress.ProtoReflect.Descriptor instead.
 func (*EgressAddress) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{76}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *EgressAddress) GetAddress() string {
@@ -5253,7 +5387,7 @@ type ReadMetricsRequest struct {
 
 func (x *ReadMetricsRequest) Reset() {
 	*x = ReadMetricsRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[77]
+	mi := &file_v1_hostagent_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5265,7 +5399,7 @@ func (x *ReadMetricsRequest) String() string {
 func (*ReadMetricsRequest) ProtoMessage() {}
 
 func (x *ReadMetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[77]
+	mi := &file_v1_hostagent_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5278,7 +5412,7 @@ func (x *ReadMetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMetricsRequest.ProtoReflect.Descriptor instead.
 func (*ReadMetricsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{77}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ReadMetricsRequest) GetSandboxId() string {
@@ -5311,7 +5445,7 @@ type ReadMetricsResponse struct {
 
 func (x *ReadMetricsResponse) Reset() {
 	*x = ReadMetricsResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[78]
+	mi := &file_v1_hostagent_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5323,7 +5457,7 @@ func (x *ReadMetricsResponse) String() string {
 func (*ReadMetricsResponse) ProtoMessage() {}
 
 func (x *ReadMetricsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[78]
+	mi := &file_v1_hostagent_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5336,7 +5470,7 @@ func (x *ReadMetricsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMetricsResponse.ProtoReflect.Descriptor instead.
 func (*ReadMetricsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{78}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ReadMetricsResponse) GetSamples() []*MetricsSample {
@@ -5364,7 +5498,7 @@ type MetricsSample struct {
 
 func (x *MetricsSample) Reset() {
 	*x = MetricsSample{}
-	mi := &file_v1_hostagent_proto_msgTypes[79]
+	mi := &file_v1_hostagent_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5376,7 +5510,7 @@ func (x *MetricsSample) String() string {
 func (*MetricsSample) ProtoMessage() {}
 
 func (x *MetricsSample) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[79]
+	mi := &file_v1_hostagent_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5389,7 +5523,7 @@ func (x *MetricsSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetricsSample.ProtoReflect.Descriptor instead.
 func (*MetricsSample) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{79}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *MetricsSample) GetAtUnix() int64 {
@@ -5456,7 +5590,7 @@ type ListSandboxesRequest struct {
 
 func (x *ListSandboxesRequest) Reset() {
 	*x = ListSandboxesRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[80]
+	mi := &file_v1_hostagent_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5468,7 +5602,7 @@ func (x *ListSandboxesRequest) String() string {
 func (*ListSandboxesRequest) ProtoMessage() {}
 
 func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[80]
+	mi := &file_v1_hostagent_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5481,7 +5615,7 @@ func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesRequest.ProtoReflect.Descriptor instead.
 func (*ListSandboxesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{80}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{81}
 }
 
 type ListSandboxesResponse struct {
@@ -5496,7 +5630,7 @@ type ListSandboxesResponse struct {
 
 func (x *ListSandboxesResponse) Reset() {
 	*x = ListSandboxesResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[81]
+	mi := &file_v1_hostagent_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5508,7 +5642,7 @@ func (x *ListSandboxesResponse) String() string {
 func (*ListSandboxesResponse) ProtoMessage() {}
 
 func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[81]
+	mi := &file_v1_hostagent_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5521,7 +5655,7 @@ func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesResponse.ProtoReflect.Descriptor instead.
 func (*ListSandboxesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{81}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ListSandboxesResponse) GetSandboxes() []*SandboxInfo {
@@ -5583,7 +5717,7 @@ type SandboxInfo struct {
 
 func (x *SandboxInfo) Reset() {
 	*x = SandboxInfo{}
-	mi := &file_v1_hostagent_proto_msgTypes[82]
+	mi := &file_v1_hostagent_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5595,7 +5729,7 @@ func (x *SandboxInfo) String() string {
 func (*SandboxInfo) ProtoMessage() {}
 
 func (x *SandboxInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[82]
+	mi := &file_v1_hostagent_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5608,7 +5742,7 @@ func (x *SandboxInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxInfo.ProtoReflect.Descriptor instead.
 func (*SandboxInfo) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{82}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *SandboxInfo) GetSandboxId() string {
@@ -5772,7 +5906,7 @@ type Unresponsive struct {
 
 func (x *Unresponsive) Reset() {
 	*x = Unresponsive{}
-	mi := &file_v1_hostagent_proto_msgTypes[83]
+	mi := &file_v1_hostagent_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5784,7 +5918,7 @@ func (x *Unresponsive) String() string {
 func (*Unresponsive) ProtoMessage() {}
 
 func (x *Unresponsive) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[83]
+	mi := &file_v1_hostagent_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5797,7 +5931,7 @@ func (x *Unresponsive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unresponsive.ProtoReflect.Descriptor instead.
 func (*Unresponsive) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{83}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *Unresponsive) GetSince() *timestamppb.Timestamp {
@@ -5822,7 +5956,7 @@ type WatchSandboxesRequest struct {
 
 func (x *WatchSandboxesRequest) Reset() {
 	*x = WatchSandboxesRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[84]
+	mi := &file_v1_hostagent_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5834,7 +5968,7 @@ func (x *WatchSandboxesRequest) String() string {
 func (*WatchSandboxesRequest) ProtoMessage() {}
 
 func (x *WatchSandboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[84]
+	mi := &file_v1_hostagent_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5847,7 +5981,7 @@ func (x *WatchSandboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchSandboxesRequest.ProtoReflect.Descriptor instead.
 func (*WatchSandboxesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{84}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{85}
 }
 
 // Something changed without a call that asked for it.
@@ -5861,7 +5995,7 @@ type WatchSandboxesResponse struct {
 
 func (x *WatchSandboxesResponse) Reset() {
 	*x = WatchSandboxesResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[85]
+	mi := &file_v1_hostagent_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5873,7 +6007,7 @@ func (x *WatchSandboxesResponse) String() string {
 func (*WatchSandboxesResponse) ProtoMessage() {}
 
 func (x *WatchSandboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[85]
+	mi := &file_v1_hostagent_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5886,7 +6020,7 @@ func (x *WatchSandboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchSandboxesResponse.ProtoReflect.Descriptor instead.
 func (*WatchSandboxesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{85}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *WatchSandboxesResponse) GetKeepalive() bool {
@@ -5916,7 +6050,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[86]
+	mi := &file_v1_hostagent_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5928,7 +6062,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[86]
+	mi := &file_v1_hostagent_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5941,7 +6075,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{86}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *ExecRequest) GetSandboxId() string {
@@ -6024,7 +6158,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[87]
+	mi := &file_v1_hostagent_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6036,7 +6170,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[87]
+	mi := &file_v1_hostagent_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6049,7 +6183,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{87}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ExecResponse) GetStdout() []byte {
@@ -6119,7 +6253,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_v1_hostagent_proto_msgTypes[88]
+	mi := &file_v1_hostagent_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6131,7 +6265,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[88]
+	mi := &file_v1_hostagent_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6144,7 +6278,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{88}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ExecStart) GetSandboxId() string {
@@ -6239,7 +6373,7 @@ type ExecAttach struct {
 
 func (x *ExecAttach) Reset() {
 	*x = ExecAttach{}
-	mi := &file_v1_hostagent_proto_msgTypes[89]
+	mi := &file_v1_hostagent_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6251,7 +6385,7 @@ func (x *ExecAttach) String() string {
 func (*ExecAttach) ProtoMessage() {}
 
 func (x *ExecAttach) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[89]
+	mi := &file_v1_hostagent_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6264,7 +6398,7 @@ func (x *ExecAttach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecAttach.ProtoReflect.Descriptor instead.
 func (*ExecAttach) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{89}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ExecAttach) GetSandboxId() string {
@@ -6312,7 +6446,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_v1_hostagent_proto_msgTypes[90]
+	mi := &file_v1_hostagent_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6324,7 +6458,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[90]
+	mi := &file_v1_hostagent_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6337,7 +6471,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{90}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *TerminalSize) GetCols() uint32 {
@@ -6373,7 +6507,7 @@ type ExecStreamRequest struct {
 
 func (x *ExecStreamRequest) Reset() {
 	*x = ExecStreamRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[91]
+	mi := &file_v1_hostagent_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6385,7 +6519,7 @@ func (x *ExecStreamRequest) String() string {
 func (*ExecStreamRequest) ProtoMessage() {}
 
 func (x *ExecStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[91]
+	mi := &file_v1_hostagent_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6398,7 +6532,7 @@ func (x *ExecStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStreamRequest.ProtoReflect.Descriptor instead.
 func (*ExecStreamRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{91}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ExecStreamRequest) GetEvent() isExecStreamRequest_Event {
@@ -6555,7 +6689,7 @@ type ExecStreamResponse struct {
 
 func (x *ExecStreamResponse) Reset() {
 	*x = ExecStreamResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[92]
+	mi := &file_v1_hostagent_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6567,7 +6701,7 @@ func (x *ExecStreamResponse) String() string {
 func (*ExecStreamResponse) ProtoMessage() {}
 
 func (x *ExecStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[92]
+	mi := &file_v1_hostagent_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6580,7 +6714,7 @@ func (x *ExecStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStreamResponse.ProtoReflect.Descriptor instead.
 func (*ExecStreamResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{92}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ExecStreamResponse) GetEvent() isExecStreamResponse_Event {
@@ -6722,7 +6856,7 @@ type ExecStarted struct {
 
 func (x *ExecStarted) Reset() {
 	*x = ExecStarted{}
-	mi := &file_v1_hostagent_proto_msgTypes[93]
+	mi := &file_v1_hostagent_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6734,7 +6868,7 @@ func (x *ExecStarted) String() string {
 func (*ExecStarted) ProtoMessage() {}
 
 func (x *ExecStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[93]
+	mi := &file_v1_hostagent_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6747,7 +6881,7 @@ func (x *ExecStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
 func (*ExecStarted) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{93}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ExecStarted) GetPid() uint32 {
@@ -6789,7 +6923,7 @@ type ExecExit struct {
 
 func (x *ExecExit) Reset() {
 	*x = ExecExit{}
-	mi := &file_v1_hostagent_proto_msgTypes[94]
+	mi := &file_v1_hostagent_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6801,7 +6935,7 @@ func (x *ExecExit) String() string {
 func (*ExecExit) ProtoMessage() {}
 
 func (x *ExecExit) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[94]
+	mi := &file_v1_hostagent_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6814,7 +6948,7 @@ func (x *ExecExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecExit.ProtoReflect.Descriptor instead.
 func (*ExecExit) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{94}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *ExecExit) GetExitCode() int32 {
@@ -6849,7 +6983,7 @@ type SignalProcessRequest struct {
 
 func (x *SignalProcessRequest) Reset() {
 	*x = SignalProcessRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[95]
+	mi := &file_v1_hostagent_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6861,7 +6995,7 @@ func (x *SignalProcessRequest) String() string {
 func (*SignalProcessRequest) ProtoMessage() {}
 
 func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[95]
+	mi := &file_v1_hostagent_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6874,7 +7008,7 @@ func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessRequest.ProtoReflect.Descriptor instead.
 func (*SignalProcessRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{95}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *SignalProcessRequest) GetSandboxId() string {
@@ -6906,7 +7040,7 @@ type SignalProcessResponse struct {
 
 func (x *SignalProcessResponse) Reset() {
 	*x = SignalProcessResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[96]
+	mi := &file_v1_hostagent_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6918,7 +7052,7 @@ func (x *SignalProcessResponse) String() string {
 func (*SignalProcessResponse) ProtoMessage() {}
 
 func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[96]
+	mi := &file_v1_hostagent_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6931,7 +7065,7 @@ func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessResponse.ProtoReflect.Descriptor instead.
 func (*SignalProcessResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{96}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{97}
 }
 
 type WriteFileRequest struct {
@@ -6946,7 +7080,7 @@ type WriteFileRequest struct {
 
 func (x *WriteFileRequest) Reset() {
 	*x = WriteFileRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[97]
+	mi := &file_v1_hostagent_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6958,7 +7092,7 @@ func (x *WriteFileRequest) String() string {
 func (*WriteFileRequest) ProtoMessage() {}
 
 func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[97]
+	mi := &file_v1_hostagent_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6971,7 +7105,7 @@ func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileRequest.ProtoReflect.Descriptor instead.
 func (*WriteFileRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{97}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *WriteFileRequest) GetSandboxId() string {
@@ -7010,7 +7144,7 @@ type WriteFileResponse struct {
 
 func (x *WriteFileResponse) Reset() {
 	*x = WriteFileResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[98]
+	mi := &file_v1_hostagent_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7022,7 +7156,7 @@ func (x *WriteFileResponse) String() string {
 func (*WriteFileResponse) ProtoMessage() {}
 
 func (x *WriteFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[98]
+	mi := &file_v1_hostagent_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7035,7 +7169,7 @@ func (x *WriteFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileResponse.ProtoReflect.Descriptor instead.
 func (*WriteFileResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{98}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{99}
 }
 
 type ReadFileRequest struct {
@@ -7049,7 +7183,7 @@ type ReadFileRequest struct {
 
 func (x *ReadFileRequest) Reset() {
 	*x = ReadFileRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[99]
+	mi := &file_v1_hostagent_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7061,7 +7195,7 @@ func (x *ReadFileRequest) String() string {
 func (*ReadFileRequest) ProtoMessage() {}
 
 func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[99]
+	mi := &file_v1_hostagent_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7074,7 +7208,7 @@ func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileRequest.ProtoReflect.Descriptor instead.
 func (*ReadFileRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{99}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *ReadFileRequest) GetSandboxId() string {
@@ -7107,7 +7241,7 @@ type ReadFileResponse struct {
 
 func (x *ReadFileResponse) Reset() {
 	*x = ReadFileResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[100]
+	mi := &file_v1_hostagent_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7119,7 +7253,7 @@ func (x *ReadFileResponse) String() string {
 func (*ReadFileResponse) ProtoMessage() {}
 
 func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[100]
+	mi := &file_v1_hostagent_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7132,7 +7266,7 @@ func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileResponse.ProtoReflect.Descriptor instead.
 func (*ReadFileResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{100}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *ReadFileResponse) GetContent() []byte {
@@ -7156,7 +7290,7 @@ type WriteFileStreamRequest struct {
 
 func (x *WriteFileStreamRequest) Reset() {
 	*x = WriteFileStreamRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[101]
+	mi := &file_v1_hostagent_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7168,7 +7302,7 @@ func (x *WriteFileStreamRequest) String() string {
 func (*WriteFileStreamRequest) ProtoMessage() {}
 
 func (x *WriteFileStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[101]
+	mi := &file_v1_hostagent_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7181,7 +7315,7 @@ func (x *WriteFileStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileStreamRequest.ProtoReflect.Descriptor instead.
 func (*WriteFileStreamRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{101}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *WriteFileStreamRequest) GetPart() isWriteFileStreamRequest_Part {
@@ -7252,7 +7386,7 @@ type WriteFileMeta struct {
 
 func (x *WriteFileMeta) Reset() {
 	*x = WriteFileMeta{}
-	mi := &file_v1_hostagent_proto_msgTypes[102]
+	mi := &file_v1_hostagent_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7264,7 +7398,7 @@ func (x *WriteFileMeta) String() string {
 func (*WriteFileMeta) ProtoMessage() {}
 
 func (x *WriteFileMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[102]
+	mi := &file_v1_hostagent_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7277,7 +7411,7 @@ func (x *WriteFileMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileMeta.ProtoReflect.Descriptor instead.
 func (*WriteFileMeta) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{102}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *WriteFileMeta) GetSandboxId() string {
@@ -7309,7 +7443,7 @@ type WriteFileStreamResponse struct {
 
 func (x *WriteFileStreamResponse) Reset() {
 	*x = WriteFileStreamResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[103]
+	mi := &file_v1_hostagent_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7321,7 +7455,7 @@ func (x *WriteFileStreamResponse) String() string {
 func (*WriteFileStreamResponse) ProtoMessage() {}
 
 func (x *WriteFileStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[103]
+	mi := &file_v1_hostagent_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7334,7 +7468,7 @@ func (x *WriteFileStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileStreamResponse.ProtoReflect.Descriptor instead.
 func (*WriteFileStreamResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{103}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{104}
 }
 
 type ReadFileStreamRequest struct {
@@ -7348,7 +7482,7 @@ type ReadFileStreamRequest struct {
 
 func (x *ReadFileStreamRequest) Reset() {
 	*x = ReadFileStreamRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[104]
+	mi := &file_v1_hostagent_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7360,7 +7494,7 @@ func (x *ReadFileStreamRequest) String() string {
 func (*ReadFileStreamRequest) ProtoMessage() {}
 
 func (x *ReadFileStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[104]
+	mi := &file_v1_hostagent_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7373,7 +7507,7 @@ func (x *ReadFileStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileStreamRequest.ProtoReflect.Descriptor instead.
 func (*ReadFileStreamRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{104}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *ReadFileStreamRequest) GetSandboxId() string {
@@ -7406,7 +7540,7 @@ type ReadFileStreamResponse struct {
 
 func (x *ReadFileStreamResponse) Reset() {
 	*x = ReadFileStreamResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[105]
+	mi := &file_v1_hostagent_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7418,7 +7552,7 @@ func (x *ReadFileStreamResponse) String() string {
 func (*ReadFileStreamResponse) ProtoMessage() {}
 
 func (x *ReadFileStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[105]
+	mi := &file_v1_hostagent_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7431,7 +7565,7 @@ func (x *ReadFileStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileStreamResponse.ProtoReflect.Descriptor instead.
 func (*ReadFileStreamResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{105}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ReadFileStreamResponse) GetChunk() []byte {
@@ -7452,7 +7586,7 @@ type ReadConsoleRequest struct {
 
 func (x *ReadConsoleRequest) Reset() {
 	*x = ReadConsoleRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[106]
+	mi := &file_v1_hostagent_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7464,7 +7598,7 @@ func (x *ReadConsoleRequest) String() string {
 func (*ReadConsoleRequest) ProtoMessage() {}
 
 func (x *ReadConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[106]
+	mi := &file_v1_hostagent_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7477,7 +7611,7 @@ func (x *ReadConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ReadConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{106}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *ReadConsoleRequest) GetSandboxId() string {
@@ -7503,7 +7637,7 @@ type ReadConsoleResponse struct {
 
 func (x *ReadConsoleResponse) Reset() {
 	*x = ReadConsoleResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[107]
+	mi := &file_v1_hostagent_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7515,7 +7649,7 @@ func (x *ReadConsoleResponse) String() string {
 func (*ReadConsoleResponse) ProtoMessage() {}
 
 func (x *ReadConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[107]
+	mi := &file_v1_hostagent_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7528,7 +7662,7 @@ func (x *ReadConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ReadConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{107}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *ReadConsoleResponse) GetChunk() []byte {
@@ -7604,7 +7738,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x12\n" +
 	"\x04team\x18\x02 \x01(\tR\x04team\x12\x10\n" +
 	"\x03key\x18\x03 \x01(\tR\x03key\"\x16\n" +
-	"\x14FetchSandboxResponse\"\xea\x01\n" +
+	"\x14FetchSandboxResponse\"\x9c\x02\n" +
 	"\rNetworkPolicy\x12&\n" +
 	"\x0fdeny_by_default\x18\x01 \x01(\bR\rdenyByDefault\x12\x14\n" +
 	"\x05allow\x18\x02 \x03(\tR\x05allow\x12\x12\n" +
@@ -7612,7 +7746,18 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\aheaders\x18d \x03(\v2\x18.hostagent.v1.HeaderRuleR\aheaders\x12\x1f\n" +
 	"\vdns_servers\x18n \x03(\tR\n" +
 	"dnsServers\x122\n" +
-	"\x06layers\x18o \x03(\v2\x1a.hostagent.v1.NetworkLayerR\x06layers\"v\n" +
+	"\x06layers\x18o \x03(\v2\x1a.hostagent.v1.NetworkLayerR\x06layers\x120\n" +
+	"\x05proxy\x18\x87\x01 \x01(\v2\x19.hostagent.v1.EgressProxyR\x05proxy\"\xd3\x01\n" +
+	"\vEgressProxy\x12\x1a\n" +
+	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x12\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\x12\x1a\n" +
+	"\busername\x18\x03 \x01(\tR\busername\x12!\n" +
+	"\fhas_password\x18\x04 \x01(\bR\vhasPassword\x12\x10\n" +
+	"\x03tls\x18\x05 \x01(\bR\x03tls\x12\x1f\n" +
+	"\vserver_name\x18\x06 \x01(\tR\n" +
+	"serverName\x12\x0e\n" +
+	"\x02ca\x18\a \x01(\tR\x02ca\x12\x12\n" +
+	"\x04port\x18\b \x01(\rR\x04port\"v\n" +
 	"\fNetworkLayer\x12\x14\n" +
 	"\x05layer\x18\x01 \x01(\tR\x05layer\x12&\n" +
 	"\x0fdeny_by_default\x18\x02 \x01(\bR\rdenyByDefault\x12\x14\n" +
@@ -7885,8 +8030,9 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12B\n" +
 	"\x0enetwork_policy\x18\x02 \x01(\v2\x1b.hostagent.v1.NetworkPolicyR\rnetworkPolicy\x124\n" +
-	"\asecrets\x18d \x01(\v2\x1a.hostagent.v1.SecretValuesR\asecrets\"\x1a\n" +
-	"\x18SetNetworkPolicyResponse\"k\n" +
+	"\asecrets\x18d \x01(\v2\x1a.hostagent.v1.SecretValuesR\asecrets\"@\n" +
+	"\x18SetNetworkPolicyResponse\x12$\n" +
+	"\rknows_proxies\x18\x87\x01 \x01(\bR\fknowsProxies\"k\n" +
 	"\x11ReadEgressRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x14\n" +
@@ -7894,7 +8040,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\fwait_seconds\x18\x03 \x01(\rR\vwaitSeconds\"a\n" +
 	"\x12ReadEgressResponse\x121\n" +
 	"\x06events\x18\x01 \x03(\v2\x19.hostagent.v1.EgressEventR\x06events\x12\x18\n" +
-	"\adropped\x18\x02 \x01(\x04R\adropped\"\xa4\x02\n" +
+	"\adropped\x18\x02 \x01(\x04R\adropped\"\xb7\x02\n" +
 	"\vEgressEvent\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\"\n" +
 	"\rat_unix_micro\x18\x02 \x01(\x03R\vatUnixMicro\x12\x1a\n" +
@@ -7908,7 +8054,8 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\breceived\x18\n" +
 	" \x01(\x04R\breceived\x12\x1f\n" +
 	"\vtook_millis\x18\v \x01(\x03R\n" +
-	"tookMillis\"]\n" +
+	"tookMillis\x12\x11\n" +
+	"\x03via\x18\x87\x01 \x01(\tR\x03via\"]\n" +
 	"\x14ExplainEgressRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x12\n" +
@@ -8208,7 +8355,7 @@ func file_v1_hostagent_proto_rawDescGZIP() []byte {
 }
 
 var file_v1_hostagent_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_v1_hostagent_proto_msgTypes = make([]protoimpl.MessageInfo, 116)
+var file_v1_hostagent_proto_msgTypes = make([]protoimpl.MessageInfo, 117)
 var file_v1_hostagent_proto_goTypes = []any{
 	(OnTimeout)(0),                      // 0: hostagent.v1.OnTimeout
 	(SandboxStatus)(0),                  // 1: hostagent.v1.SandboxStatus
@@ -8225,272 +8372,274 @@ var file_v1_hostagent_proto_goTypes = []any{
 	(*FetchSandboxRequest)(nil),         // 12: hostagent.v1.FetchSandboxRequest
 	(*FetchSandboxResponse)(nil),        // 13: hostagent.v1.FetchSandboxResponse
 	(*NetworkPolicy)(nil),               // 14: hostagent.v1.NetworkPolicy
-	(*NetworkLayer)(nil),                // 15: hostagent.v1.NetworkLayer
-	(*HeaderRule)(nil),                  // 16: hostagent.v1.HeaderRule
-	(*Header)(nil),                      // 17: hostagent.v1.Header
-	(*SecretValues)(nil),                // 18: hostagent.v1.SecretValues
-	(*VolumeMount)(nil),                 // 19: hostagent.v1.VolumeMount
-	(*CreateVolumeRequest)(nil),         // 20: hostagent.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),        // 21: hostagent.v1.CreateVolumeResponse
-	(*DeleteVolumeRequest)(nil),         // 22: hostagent.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),        // 23: hostagent.v1.DeleteVolumeResponse
-	(*VolumeAttributes)(nil),            // 24: hostagent.v1.VolumeAttributes
-	(*VolumeEntry)(nil),                 // 25: hostagent.v1.VolumeEntry
-	(*VolumeFileRequest)(nil),           // 26: hostagent.v1.VolumeFileRequest
-	(*StatVolumeFileResponse)(nil),      // 27: hostagent.v1.StatVolumeFileResponse
-	(*ListVolumeFilesRequest)(nil),      // 28: hostagent.v1.ListVolumeFilesRequest
-	(*ListVolumeFilesResponse)(nil),     // 29: hostagent.v1.ListVolumeFilesResponse
-	(*MakeVolumeDirectoryRequest)(nil),  // 30: hostagent.v1.MakeVolumeDirectoryRequest
-	(*MakeVolumeDirectoryResponse)(nil), // 31: hostagent.v1.MakeVolumeDirectoryResponse
-	(*SetVolumeFileRequest)(nil),        // 32: hostagent.v1.SetVolumeFileRequest
-	(*SetVolumeFileResponse)(nil),       // 33: hostagent.v1.SetVolumeFileResponse
-	(*RenameVolumeFileRequest)(nil),     // 34: hostagent.v1.RenameVolumeFileRequest
-	(*RenameVolumeFileResponse)(nil),    // 35: hostagent.v1.RenameVolumeFileResponse
-	(*RemoveVolumeFileResponse)(nil),    // 36: hostagent.v1.RemoveVolumeFileResponse
-	(*WriteVolumeFileMeta)(nil),         // 37: hostagent.v1.WriteVolumeFileMeta
-	(*WriteVolumeFileResponse)(nil),     // 38: hostagent.v1.WriteVolumeFileResponse
-	(*StartSandboxResponse)(nil),        // 39: hostagent.v1.StartSandboxResponse
-	(*BuildTemplateRequest)(nil),        // 40: hostagent.v1.BuildTemplateRequest
-	(*BuildStep)(nil),                   // 41: hostagent.v1.BuildStep
-	(*PutBuildFilesRequest)(nil),        // 42: hostagent.v1.PutBuildFilesRequest
-	(*BuildFiles)(nil),                  // 43: hostagent.v1.BuildFiles
-	(*PutBuildFilesResponse)(nil),       // 44: hostagent.v1.PutBuildFilesResponse
-	(*FindBuildFilesRequest)(nil),       // 45: hostagent.v1.FindBuildFilesRequest
-	(*FindBuildFilesResponse)(nil),      // 46: hostagent.v1.FindBuildFilesResponse
-	(*ContainerImage)(nil),              // 47: hostagent.v1.ContainerImage
-	(*BuildTemplateResponse)(nil),       // 48: hostagent.v1.BuildTemplateResponse
-	(*TemplateBuilt)(nil),               // 49: hostagent.v1.TemplateBuilt
-	(*DeleteTemplateRequest)(nil),       // 50: hostagent.v1.DeleteTemplateRequest
-	(*DeleteTemplateResponse)(nil),      // 51: hostagent.v1.DeleteTemplateResponse
-	(*ListTemplatesRequest)(nil),        // 52: hostagent.v1.ListTemplatesRequest
-	(*ListTemplatesResponse)(nil),       // 53: hostagent.v1.ListTemplatesResponse
-	(*CreateSandboxResponse)(nil),       // 54: hostagent.v1.CreateSandboxResponse
-	(*DestroySandboxRequest)(nil),       // 55: hostagent.v1.DestroySandboxRequest
-	(*DestroySandboxResponse)(nil),      // 56: hostagent.v1.DestroySandboxResponse
-	(*PauseSandboxRequest)(nil),         // 57: hostagent.v1.PauseSandboxRequest
-	(*PauseSandboxResponse)(nil),        // 58: hostagent.v1.PauseSandboxResponse
-	(*ResumeSandboxRequest)(nil),        // 59: hostagent.v1.ResumeSandboxRequest
-	(*ResumeSandboxResponse)(nil),       // 60: hostagent.v1.ResumeSandboxResponse
-	(*ForkSandboxRequest)(nil),          // 61: hostagent.v1.ForkSandboxRequest
-	(*ForkSandboxResponse)(nil),         // 62: hostagent.v1.ForkSandboxResponse
-	(*ForkResult)(nil),                  // 63: hostagent.v1.ForkResult
-	(*Checkpoint)(nil),                  // 64: hostagent.v1.Checkpoint
-	(*CreateCheckpointRequest)(nil),     // 65: hostagent.v1.CreateCheckpointRequest
-	(*CreateCheckpointResponse)(nil),    // 66: hostagent.v1.CreateCheckpointResponse
-	(*ListCheckpointsRequest)(nil),      // 67: hostagent.v1.ListCheckpointsRequest
-	(*ListCheckpointsResponse)(nil),     // 68: hostagent.v1.ListCheckpointsResponse
-	(*RestoreCheckpointRequest)(nil),    // 69: hostagent.v1.RestoreCheckpointRequest
-	(*RestoreCheckpointResponse)(nil),   // 70: hostagent.v1.RestoreCheckpointResponse
-	(*DeleteCheckpointRequest)(nil),     // 71: hostagent.v1.DeleteCheckpointRequest
-	(*DeleteCheckpointResponse)(nil),    // 72: hostagent.v1.DeleteCheckpointResponse
-	(*ExtendSandboxRequest)(nil),        // 73: hostagent.v1.ExtendSandboxRequest
-	(*ExtendSandboxResponse)(nil),       // 74: hostagent.v1.ExtendSandboxResponse
-	(*SetNetworkPolicyRequest)(nil),     // 75: hostagent.v1.SetNetworkPolicyRequest
-	(*SetNetworkPolicyResponse)(nil),    // 76: hostagent.v1.SetNetworkPolicyResponse
-	(*ReadEgressRequest)(nil),           // 77: hostagent.v1.ReadEgressRequest
-	(*ReadEgressResponse)(nil),          // 78: hostagent.v1.ReadEgressResponse
-	(*EgressEvent)(nil),                 // 79: hostagent.v1.EgressEvent
-	(*ExplainEgressRequest)(nil),        // 80: hostagent.v1.ExplainEgressRequest
-	(*ExplainEgressResponse)(nil),       // 81: hostagent.v1.ExplainEgressResponse
-	(*EgressAddress)(nil),               // 82: hostagent.v1.EgressAddress
-	(*ReadMetricsRequest)(nil),          // 83: hostagent.v1.ReadMetricsRequest
-	(*ReadMetricsResponse)(nil),         // 84: hostagent.v1.ReadMetricsResponse
-	(*MetricsSample)(nil),               // 85: hostagent.v1.MetricsSample
-	(*ListSandboxesRequest)(nil),        // 86: hostagent.v1.ListSandboxesRequest
-	(*ListSandboxesResponse)(nil),       // 87: hostagent.v1.ListSandboxesResponse
-	(*SandboxInfo)(nil),                 // 88: hostagent.v1.SandboxInfo
-	(*Unresponsive)(nil),                // 89: hostagent.v1.Unresponsive
-	(*WatchSandboxesRequest)(nil),       // 90: hostagent.v1.WatchSandboxesRequest
-	(*WatchSandboxesResponse)(nil),      // 91: hostagent.v1.WatchSandboxesResponse
-	(*ExecRequest)(nil),                 // 92: hostagent.v1.ExecRequest
-	(*ExecResponse)(nil),                // 93: hostagent.v1.ExecResponse
-	(*ExecStart)(nil),                   // 94: hostagent.v1.ExecStart
-	(*ExecAttach)(nil),                  // 95: hostagent.v1.ExecAttach
-	(*TerminalSize)(nil),                // 96: hostagent.v1.TerminalSize
-	(*ExecStreamRequest)(nil),           // 97: hostagent.v1.ExecStreamRequest
-	(*ExecStreamResponse)(nil),          // 98: hostagent.v1.ExecStreamResponse
-	(*ExecStarted)(nil),                 // 99: hostagent.v1.ExecStarted
-	(*ExecExit)(nil),                    // 100: hostagent.v1.ExecExit
-	(*SignalProcessRequest)(nil),        // 101: hostagent.v1.SignalProcessRequest
-	(*SignalProcessResponse)(nil),       // 102: hostagent.v1.SignalProcessResponse
-	(*WriteFileRequest)(nil),            // 103: hostagent.v1.WriteFileRequest
-	(*WriteFileResponse)(nil),           // 104: hostagent.v1.WriteFileResponse
-	(*ReadFileRequest)(nil),             // 105: hostagent.v1.ReadFileRequest
-	(*ReadFileResponse)(nil),            // 106: hostagent.v1.ReadFileResponse
-	(*WriteFileStreamRequest)(nil),      // 107: hostagent.v1.WriteFileStreamRequest
-	(*WriteFileMeta)(nil),               // 108: hostagent.v1.WriteFileMeta
-	(*WriteFileStreamResponse)(nil),     // 109: hostagent.v1.WriteFileStreamResponse
-	(*ReadFileStreamRequest)(nil),       // 110: hostagent.v1.ReadFileStreamRequest
-	(*ReadFileStreamResponse)(nil),      // 111: hostagent.v1.ReadFileStreamResponse
-	(*ReadConsoleRequest)(nil),          // 112: hostagent.v1.ReadConsoleRequest
-	(*ReadConsoleResponse)(nil),         // 113: hostagent.v1.ReadConsoleResponse
-	nil,                                 // 114: hostagent.v1.PingResponse.LabelsEntry
-	nil,                                 // 115: hostagent.v1.CreateSandboxRequest.EnvEntry
-	nil,                                 // 116: hostagent.v1.SecretValues.ValuesEntry
-	nil,                                 // 117: hostagent.v1.BuildTemplateRequest.EnvEntry
-	nil,                                 // 118: hostagent.v1.TemplateBuilt.EnvEntry
-	nil,                                 // 119: hostagent.v1.ForkSandboxRequest.AccessTokensEntry
-	nil,                                 // 120: hostagent.v1.ExecRequest.EnvEntry
-	nil,                                 // 121: hostagent.v1.ExecStart.EnvEntry
-	(*timestamppb.Timestamp)(nil),       // 122: google.protobuf.Timestamp
+	(*EgressProxy)(nil),                 // 15: hostagent.v1.EgressProxy
+	(*NetworkLayer)(nil),                // 16: hostagent.v1.NetworkLayer
+	(*HeaderRule)(nil),                  // 17: hostagent.v1.HeaderRule
+	(*Header)(nil),                      // 18: hostagent.v1.Header
+	(*SecretValues)(nil),                // 19: hostagent.v1.SecretValues
+	(*VolumeMount)(nil),                 // 20: hostagent.v1.VolumeMount
+	(*CreateVolumeRequest)(nil),         // 21: hostagent.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),        // 22: hostagent.v1.CreateVolumeResponse
+	(*DeleteVolumeRequest)(nil),         // 23: hostagent.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),        // 24: hostagent.v1.DeleteVolumeResponse
+	(*VolumeAttributes)(nil),            // 25: hostagent.v1.VolumeAttributes
+	(*VolumeEntry)(nil),                 // 26: hostagent.v1.VolumeEntry
+	(*VolumeFileRequest)(nil),           // 27: hostagent.v1.VolumeFileRequest
+	(*StatVolumeFileResponse)(nil),      // 28: hostagent.v1.StatVolumeFileResponse
+	(*ListVolumeFilesRequest)(nil),      // 29: hostagent.v1.ListVolumeFilesRequest
+	(*ListVolumeFilesResponse)(nil),     // 30: hostagent.v1.ListVolumeFilesResponse
+	(*MakeVolumeDirectoryRequest)(nil),  // 31: hostagent.v1.MakeVolumeDirectoryRequest
+	(*MakeVolumeDirectoryResponse)(nil), // 32: hostagent.v1.MakeVolumeDirectoryResponse
+	(*SetVolumeFileRequest)(nil),        // 33: hostagent.v1.SetVolumeFileRequest
+	(*SetVolumeFileResponse)(nil),       // 34: hostagent.v1.SetVolumeFileResponse
+	(*RenameVolumeFileRequest)(nil),     // 35: hostagent.v1.RenameVolumeFileRequest
+	(*RenameVolumeFileResponse)(nil),    // 36: hostagent.v1.RenameVolumeFileResponse
+	(*RemoveVolumeFileResponse)(nil),    // 37: hostagent.v1.RemoveVolumeFileResponse
+	(*WriteVolumeFileMeta)(nil),         // 38: hostagent.v1.WriteVolumeFileMeta
+	(*WriteVolumeFileResponse)(nil),     // 39: hostagent.v1.WriteVolumeFileResponse
+	(*StartSandboxResponse)(nil),        // 40: hostagent.v1.StartSandboxResponse
+	(*BuildTemplateRequest)(nil),        // 41: hostagent.v1.BuildTemplateRequest
+	(*BuildStep)(nil),                   // 42: hostagent.v1.BuildStep
+	(*PutBuildFilesRequest)(nil),        // 43: hostagent.v1.PutBuildFilesRequest
+	(*BuildFiles)(nil),                  // 44: hostagent.v1.BuildFiles
+	(*PutBuildFilesResponse)(nil),       // 45: hostagent.v1.PutBuildFilesResponse
+	(*FindBuildFilesRequest)(nil),       // 46: hostagent.v1.FindBuildFilesRequest
+	(*FindBuildFilesResponse)(nil),      // 47: hostagent.v1.FindBuildFilesResponse
+	(*ContainerImage)(nil),              // 48: hostagent.v1.ContainerImage
+	(*BuildTemplateResponse)(nil),       // 49: hostagent.v1.BuildTemplateResponse
+	(*TemplateBuilt)(nil),               // 50: hostagent.v1.TemplateBuilt
+	(*DeleteTemplateRequest)(nil),       // 51: hostagent.v1.DeleteTemplateRequest
+	(*DeleteTemplateResponse)(nil),      // 52: hostagent.v1.DeleteTemplateResponse
+	(*ListTemplatesRequest)(nil),        // 53: hostagent.v1.ListTemplatesRequest
+	(*ListTemplatesResponse)(nil),       // 54: hostagent.v1.ListTemplatesResponse
+	(*CreateSandboxResponse)(nil),       // 55: hostagent.v1.CreateSandboxResponse
+	(*DestroySandboxRequest)(nil),       // 56: hostagent.v1.DestroySandboxRequest
+	(*DestroySandboxResponse)(nil),      // 57: hostagent.v1.DestroySandboxResponse
+	(*PauseSandboxRequest)(nil),         // 58: hostagent.v1.PauseSandboxRequest
+	(*PauseSandboxResponse)(nil),        // 59: hostagent.v1.PauseSandboxResponse
+	(*ResumeSandboxRequest)(nil),        // 60: hostagent.v1.ResumeSandboxRequest
+	(*ResumeSandboxResponse)(nil),       // 61: hostagent.v1.ResumeSandboxResponse
+	(*ForkSandboxRequest)(nil),          // 62: hostagent.v1.ForkSandboxRequest
+	(*ForkSandboxResponse)(nil),         // 63: hostagent.v1.ForkSandboxResponse
+	(*ForkResult)(nil),                  // 64: hostagent.v1.ForkResult
+	(*Checkpoint)(nil),                  // 65: hostagent.v1.Checkpoint
+	(*CreateCheckpointRequest)(nil),     // 66: hostagent.v1.CreateCheckpointRequest
+	(*CreateCheckpointResponse)(nil),    // 67: hostagent.v1.CreateCheckpointResponse
+	(*ListCheckpointsRequest)(nil),      // 68: hostagent.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil),     // 69: hostagent.v1.ListCheckpointsResponse
+	(*RestoreCheckpointRequest)(nil),    // 70: hostagent.v1.RestoreCheckpointRequest
+	(*RestoreCheckpointResponse)(nil),   // 71: hostagent.v1.RestoreCheckpointResponse
+	(*DeleteCheckpointRequest)(nil),     // 72: hostagent.v1.DeleteCheckpointRequest
+	(*DeleteCheckpointResponse)(nil),    // 73: hostagent.v1.DeleteCheckpointResponse
+	(*ExtendSandboxRequest)(nil),        // 74: hostagent.v1.ExtendSandboxRequest
+	(*ExtendSandboxResponse)(nil),       // 75: hostagent.v1.ExtendSandboxResponse
+	(*SetNetworkPolicyRequest)(nil),     // 76: hostagent.v1.SetNetworkPolicyRequest
+	(*SetNetworkPolicyResponse)(nil),    // 77: hostagent.v1.SetNetworkPolicyResponse
+	(*ReadEgressRequest)(nil),           // 78: hostagent.v1.ReadEgressRequest
+	(*ReadEgressResponse)(nil),          // 79: hostagent.v1.ReadEgressResponse
+	(*EgressEvent)(nil),                 // 80: hostagent.v1.EgressEvent
+	(*ExplainEgressRequest)(nil),        // 81: hostagent.v1.ExplainEgressRequest
+	(*ExplainEgressResponse)(nil),       // 82: hostagent.v1.ExplainEgressResponse
+	(*EgressAddress)(nil),               // 83: hostagent.v1.EgressAddress
+	(*ReadMetricsRequest)(nil),          // 84: hostagent.v1.ReadMetricsRequest
+	(*ReadMetricsResponse)(nil),         // 85: hostagent.v1.ReadMetricsResponse
+	(*MetricsSample)(nil),               // 86: hostagent.v1.MetricsSample
+	(*ListSandboxesRequest)(nil),        // 87: hostagent.v1.ListSandboxesRequest
+	(*ListSandboxesResponse)(nil),       // 88: hostagent.v1.ListSandboxesResponse
+	(*SandboxInfo)(nil),                 // 89: hostagent.v1.SandboxInfo
+	(*Unresponsive)(nil),                // 90: hostagent.v1.Unresponsive
+	(*WatchSandboxesRequest)(nil),       // 91: hostagent.v1.WatchSandboxesRequest
+	(*WatchSandboxesResponse)(nil),      // 92: hostagent.v1.WatchSandboxesResponse
+	(*ExecRequest)(nil),                 // 93: hostagent.v1.ExecRequest
+	(*ExecResponse)(nil),                // 94: hostagent.v1.ExecResponse
+	(*ExecStart)(nil),                   // 95: hostagent.v1.ExecStart
+	(*ExecAttach)(nil),                  // 96: hostagent.v1.ExecAttach
+	(*TerminalSize)(nil),                // 97: hostagent.v1.TerminalSize
+	(*ExecStreamRequest)(nil),           // 98: hostagent.v1.ExecStreamRequest
+	(*ExecStreamResponse)(nil),          // 99: hostagent.v1.ExecStreamResponse
+	(*ExecStarted)(nil),                 // 100: hostagent.v1.ExecStarted
+	(*ExecExit)(nil),                    // 101: hostagent.v1.ExecExit
+	(*SignalProcessRequest)(nil),        // 102: hostagent.v1.SignalProcessRequest
+	(*SignalProcessResponse)(nil),       // 103: hostagent.v1.SignalProcessResponse
+	(*WriteFileRequest)(nil),            // 104: hostagent.v1.WriteFileRequest
+	(*WriteFileResponse)(nil),           // 105: hostagent.v1.WriteFileResponse
+	(*ReadFileRequest)(nil),             // 106: hostagent.v1.ReadFileRequest
+	(*ReadFileResponse)(nil),            // 107: hostagent.v1.ReadFileResponse
+	(*WriteFileStreamRequest)(nil),      // 108: hostagent.v1.WriteFileStreamRequest
+	(*WriteFileMeta)(nil),               // 109: hostagent.v1.WriteFileMeta
+	(*WriteFileStreamResponse)(nil),     // 110: hostagent.v1.WriteFileStreamResponse
+	(*ReadFileStreamRequest)(nil),       // 111: hostagent.v1.ReadFileStreamRequest
+	(*ReadFileStreamResponse)(nil),      // 112: hostagent.v1.ReadFileStreamResponse
+	(*ReadConsoleRequest)(nil),          // 113: hostagent.v1.ReadConsoleRequest
+	(*ReadConsoleResponse)(nil),         // 114: hostagent.v1.ReadConsoleResponse
+	nil,                                 // 115: hostagent.v1.PingResponse.LabelsEntry
+	nil,                                 // 116: hostagent.v1.CreateSandboxRequest.EnvEntry
+	nil,                                 // 117: hostagent.v1.SecretValues.ValuesEntry
+	nil,                                 // 118: hostagent.v1.BuildTemplateRequest.EnvEntry
+	nil,                                 // 119: hostagent.v1.TemplateBuilt.EnvEntry
+	nil,                                 // 120: hostagent.v1.ForkSandboxRequest.AccessTokensEntry
+	nil,                                 // 121: hostagent.v1.ExecRequest.EnvEntry
+	nil,                                 // 122: hostagent.v1.ExecStart.EnvEntry
+	(*timestamppb.Timestamp)(nil),       // 123: google.protobuf.Timestamp
 }
 var file_v1_hostagent_proto_depIdxs = []int32{
 	10,  // 0: hostagent.v1.PingResponse.capacity:type_name -> hostagent.v1.Capacity
-	114, // 1: hostagent.v1.PingResponse.labels:type_name -> hostagent.v1.PingResponse.LabelsEntry
+	115, // 1: hostagent.v1.PingResponse.labels:type_name -> hostagent.v1.PingResponse.LabelsEntry
 	9,   // 2: hostagent.v1.PingResponse.platform:type_name -> hostagent.v1.Platform
-	115, // 3: hostagent.v1.CreateSandboxRequest.env:type_name -> hostagent.v1.CreateSandboxRequest.EnvEntry
+	116, // 3: hostagent.v1.CreateSandboxRequest.env:type_name -> hostagent.v1.CreateSandboxRequest.EnvEntry
 	0,   // 4: hostagent.v1.CreateSandboxRequest.on_timeout:type_name -> hostagent.v1.OnTimeout
-	19,  // 5: hostagent.v1.CreateSandboxRequest.volumes:type_name -> hostagent.v1.VolumeMount
+	20,  // 5: hostagent.v1.CreateSandboxRequest.volumes:type_name -> hostagent.v1.VolumeMount
 	14,  // 6: hostagent.v1.CreateSandboxRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	18,  // 7: hostagent.v1.CreateSandboxRequest.secrets:type_name -> hostagent.v1.SecretValues
-	16,  // 8: hostagent.v1.NetworkPolicy.headers:type_name -> hostagent.v1.HeaderRule
-	15,  // 9: hostagent.v1.NetworkPolicy.layers:type_name -> hostagent.v1.NetworkLayer
-	17,  // 10: hostagent.v1.HeaderRule.headers:type_name -> hostagent.v1.Header
-	116, // 11: hostagent.v1.SecretValues.values:type_name -> hostagent.v1.SecretValues.ValuesEntry
-	5,   // 12: hostagent.v1.VolumeEntry.type:type_name -> hostagent.v1.VolumeEntry.Type
-	122, // 13: hostagent.v1.VolumeEntry.accessed_at:type_name -> google.protobuf.Timestamp
-	122, // 14: hostagent.v1.VolumeEntry.modified_at:type_name -> google.protobuf.Timestamp
-	122, // 15: hostagent.v1.VolumeEntry.changed_at:type_name -> google.protobuf.Timestamp
-	25,  // 16: hostagent.v1.StatVolumeFileResponse.entry:type_name -> hostagent.v1.VolumeEntry
-	25,  // 17: hostagent.v1.ListVolumeFilesResponse.entries:type_name -> hostagent.v1.VolumeEntry
-	24,  // 18: hostagent.v1.MakeVolumeDirectoryRequest.attributes:type_name -> hostagent.v1.VolumeAttributes
-	25,  // 19: hostagent.v1.MakeVolumeDirectoryResponse.entry:type_name -> hostagent.v1.VolumeEntry
-	24,  // 20: hostagent.v1.SetVolumeFileRequest.attributes:type_name -> hostagent.v1.VolumeAttributes
-	25,  // 21: hostagent.v1.SetVolumeFileResponse.entry:type_name -> hostagent.v1.VolumeEntry
-	25,  // 22: hostagent.v1.RenameVolumeFileResponse.entry:type_name -> hostagent.v1.VolumeEntry
-	24,  // 23: hostagent.v1.WriteVolumeFileMeta.attributes:type_name -> hostagent.v1.VolumeAttributes
-	25,  // 24: hostagent.v1.WriteVolumeFileResponse.entry:type_name -> hostagent.v1.VolumeEntry
-	54,  // 25: hostagent.v1.StartSandboxResponse.started:type_name -> hostagent.v1.CreateSandboxResponse
-	47,  // 26: hostagent.v1.BuildTemplateRequest.container:type_name -> hostagent.v1.ContainerImage
-	117, // 27: hostagent.v1.BuildTemplateRequest.env:type_name -> hostagent.v1.BuildTemplateRequest.EnvEntry
-	41,  // 28: hostagent.v1.BuildTemplateRequest.steps:type_name -> hostagent.v1.BuildStep
-	43,  // 29: hostagent.v1.PutBuildFilesRequest.files:type_name -> hostagent.v1.BuildFiles
-	43,  // 30: hostagent.v1.FindBuildFilesRequest.files:type_name -> hostagent.v1.BuildFiles
-	49,  // 31: hostagent.v1.BuildTemplateResponse.done:type_name -> hostagent.v1.TemplateBuilt
-	118, // 32: hostagent.v1.TemplateBuilt.env:type_name -> hostagent.v1.TemplateBuilt.EnvEntry
-	1,   // 33: hostagent.v1.CreateSandboxResponse.status:type_name -> hostagent.v1.SandboxStatus
-	14,  // 34: hostagent.v1.CreateSandboxResponse.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	119, // 35: hostagent.v1.ForkSandboxRequest.access_tokens:type_name -> hostagent.v1.ForkSandboxRequest.AccessTokensEntry
-	63,  // 36: hostagent.v1.ForkSandboxResponse.results:type_name -> hostagent.v1.ForkResult
-	64,  // 37: hostagent.v1.CreateCheckpointResponse.checkpoint:type_name -> hostagent.v1.Checkpoint
-	64,  // 38: hostagent.v1.ListCheckpointsResponse.checkpoints:type_name -> hostagent.v1.Checkpoint
-	14,  // 39: hostagent.v1.SetNetworkPolicyRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	18,  // 40: hostagent.v1.SetNetworkPolicyRequest.secrets:type_name -> hostagent.v1.SecretValues
-	79,  // 41: hostagent.v1.ReadEgressResponse.events:type_name -> hostagent.v1.EgressEvent
-	82,  // 42: hostagent.v1.ExplainEgressResponse.addresses:type_name -> hostagent.v1.EgressAddress
-	85,  // 43: hostagent.v1.ReadMetricsResponse.samples:type_name -> hostagent.v1.MetricsSample
-	88,  // 44: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.SandboxInfo
-	122, // 45: hostagent.v1.ListSandboxesResponse.taken_at:type_name -> google.protobuf.Timestamp
-	1,   // 46: hostagent.v1.SandboxInfo.status:type_name -> hostagent.v1.SandboxStatus
-	0,   // 47: hostagent.v1.SandboxInfo.on_timeout:type_name -> hostagent.v1.OnTimeout
-	14,  // 48: hostagent.v1.SandboxInfo.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	89,  // 49: hostagent.v1.SandboxInfo.unresponsive:type_name -> hostagent.v1.Unresponsive
-	2,   // 50: hostagent.v1.SandboxInfo.end_cause:type_name -> hostagent.v1.EndCause
-	122, // 51: hostagent.v1.SandboxInfo.stored_at:type_name -> google.protobuf.Timestamp
-	122, // 52: hostagent.v1.Unresponsive.since:type_name -> google.protobuf.Timestamp
-	120, // 53: hostagent.v1.ExecRequest.env:type_name -> hostagent.v1.ExecRequest.EnvEntry
-	3,   // 54: hostagent.v1.ExecResponse.reason:type_name -> hostagent.v1.ExecEndReason
-	121, // 55: hostagent.v1.ExecStart.env:type_name -> hostagent.v1.ExecStart.EnvEntry
-	96,  // 56: hostagent.v1.ExecStart.pty:type_name -> hostagent.v1.TerminalSize
-	94,  // 57: hostagent.v1.ExecStreamRequest.start:type_name -> hostagent.v1.ExecStart
-	95,  // 58: hostagent.v1.ExecStreamRequest.attach:type_name -> hostagent.v1.ExecAttach
-	96,  // 59: hostagent.v1.ExecStreamRequest.resize:type_name -> hostagent.v1.TerminalSize
-	4,   // 60: hostagent.v1.ExecStreamRequest.signal:type_name -> hostagent.v1.Signal
-	99,  // 61: hostagent.v1.ExecStreamResponse.started:type_name -> hostagent.v1.ExecStarted
-	100, // 62: hostagent.v1.ExecStreamResponse.exit:type_name -> hostagent.v1.ExecExit
-	3,   // 63: hostagent.v1.ExecExit.reason:type_name -> hostagent.v1.ExecEndReason
-	4,   // 64: hostagent.v1.SignalProcessRequest.signal:type_name -> hostagent.v1.Signal
-	108, // 65: hostagent.v1.WriteFileStreamRequest.meta:type_name -> hostagent.v1.WriteFileMeta
-	37,  // 66: hostagent.v1.WriteFileStreamRequest.volume:type_name -> hostagent.v1.WriteVolumeFileMeta
-	7,   // 67: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
-	11,  // 68: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
-	11,  // 69: hostagent.v1.HostAgentService.StartSandbox:input_type -> hostagent.v1.CreateSandboxRequest
-	55,  // 70: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
-	57,  // 71: hostagent.v1.HostAgentService.PauseSandbox:input_type -> hostagent.v1.PauseSandboxRequest
-	59,  // 72: hostagent.v1.HostAgentService.ResumeSandbox:input_type -> hostagent.v1.ResumeSandboxRequest
-	12,  // 73: hostagent.v1.HostAgentService.FetchSandbox:input_type -> hostagent.v1.FetchSandboxRequest
-	86,  // 74: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
-	90,  // 75: hostagent.v1.HostAgentService.WatchSandboxes:input_type -> hostagent.v1.WatchSandboxesRequest
-	61,  // 76: hostagent.v1.HostAgentService.ForkSandbox:input_type -> hostagent.v1.ForkSandboxRequest
-	65,  // 77: hostagent.v1.HostAgentService.CreateCheckpoint:input_type -> hostagent.v1.CreateCheckpointRequest
-	67,  // 78: hostagent.v1.HostAgentService.ListCheckpoints:input_type -> hostagent.v1.ListCheckpointsRequest
-	69,  // 79: hostagent.v1.HostAgentService.RestoreCheckpoint:input_type -> hostagent.v1.RestoreCheckpointRequest
-	71,  // 80: hostagent.v1.HostAgentService.DeleteCheckpoint:input_type -> hostagent.v1.DeleteCheckpointRequest
-	73,  // 81: hostagent.v1.HostAgentService.ExtendSandbox:input_type -> hostagent.v1.ExtendSandboxRequest
-	75,  // 82: hostagent.v1.HostAgentService.SetNetworkPolicy:input_type -> hostagent.v1.SetNetworkPolicyRequest
-	83,  // 83: hostagent.v1.HostAgentService.ReadMetrics:input_type -> hostagent.v1.ReadMetricsRequest
-	77,  // 84: hostagent.v1.HostAgentService.ReadEgress:input_type -> hostagent.v1.ReadEgressRequest
-	80,  // 85: hostagent.v1.HostAgentService.ExplainEgress:input_type -> hostagent.v1.ExplainEgressRequest
-	40,  // 86: hostagent.v1.HostAgentService.BuildTemplate:input_type -> hostagent.v1.BuildTemplateRequest
-	50,  // 87: hostagent.v1.HostAgentService.DeleteTemplate:input_type -> hostagent.v1.DeleteTemplateRequest
-	52,  // 88: hostagent.v1.HostAgentService.ListTemplates:input_type -> hostagent.v1.ListTemplatesRequest
-	42,  // 89: hostagent.v1.HostAgentService.PutBuildFiles:input_type -> hostagent.v1.PutBuildFilesRequest
-	45,  // 90: hostagent.v1.HostAgentService.FindBuildFiles:input_type -> hostagent.v1.FindBuildFilesRequest
-	20,  // 91: hostagent.v1.HostAgentService.CreateVolume:input_type -> hostagent.v1.CreateVolumeRequest
-	22,  // 92: hostagent.v1.HostAgentService.DeleteVolume:input_type -> hostagent.v1.DeleteVolumeRequest
-	26,  // 93: hostagent.v1.HostAgentService.StatVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
-	28,  // 94: hostagent.v1.HostAgentService.ListVolumeFiles:input_type -> hostagent.v1.ListVolumeFilesRequest
-	30,  // 95: hostagent.v1.HostAgentService.MakeVolumeDirectory:input_type -> hostagent.v1.MakeVolumeDirectoryRequest
-	32,  // 96: hostagent.v1.HostAgentService.SetVolumeFile:input_type -> hostagent.v1.SetVolumeFileRequest
-	34,  // 97: hostagent.v1.HostAgentService.RenameVolumeFile:input_type -> hostagent.v1.RenameVolumeFileRequest
-	26,  // 98: hostagent.v1.HostAgentService.RemoveVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
-	26,  // 99: hostagent.v1.HostAgentService.ReadVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
-	107, // 100: hostagent.v1.HostAgentService.WriteVolumeFile:input_type -> hostagent.v1.WriteFileStreamRequest
-	92,  // 101: hostagent.v1.HostAgentService.Exec:input_type -> hostagent.v1.ExecRequest
-	97,  // 102: hostagent.v1.HostAgentService.ExecStream:input_type -> hostagent.v1.ExecStreamRequest
-	101, // 103: hostagent.v1.HostAgentService.SignalProcess:input_type -> hostagent.v1.SignalProcessRequest
-	103, // 104: hostagent.v1.HostAgentService.WriteFile:input_type -> hostagent.v1.WriteFileRequest
-	105, // 105: hostagent.v1.HostAgentService.ReadFile:input_type -> hostagent.v1.ReadFileRequest
-	107, // 106: hostagent.v1.HostAgentService.WriteFileStream:input_type -> hostagent.v1.WriteFileStreamRequest
-	110, // 107: hostagent.v1.HostAgentService.ReadFileStream:input_type -> hostagent.v1.ReadFileStreamRequest
-	112, // 108: hostagent.v1.HostAgentService.ReadConsole:input_type -> hostagent.v1.ReadConsoleRequest
-	8,   // 109: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
-	54,  // 110: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
-	39,  // 111: hostagent.v1.HostAgentService.StartSandbox:output_type -> hostagent.v1.StartSandboxResponse
-	56,  // 112: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
-	58,  // 113: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
-	60,  // 114: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
-	13,  // 115: hostagent.v1.HostAgentService.FetchSandbox:output_type -> hostagent.v1.FetchSandboxResponse
-	87,  // 116: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
-	91,  // 117: hostagent.v1.HostAgentService.WatchSandboxes:output_type -> hostagent.v1.WatchSandboxesResponse
-	62,  // 118: hostagent.v1.HostAgentService.ForkSandbox:output_type -> hostagent.v1.ForkSandboxResponse
-	66,  // 119: hostagent.v1.HostAgentService.CreateCheckpoint:output_type -> hostagent.v1.CreateCheckpointResponse
-	68,  // 120: hostagent.v1.HostAgentService.ListCheckpoints:output_type -> hostagent.v1.ListCheckpointsResponse
-	70,  // 121: hostagent.v1.HostAgentService.RestoreCheckpoint:output_type -> hostagent.v1.RestoreCheckpointResponse
-	72,  // 122: hostagent.v1.HostAgentService.DeleteCheckpoint:output_type -> hostagent.v1.DeleteCheckpointResponse
-	74,  // 123: hostagent.v1.HostAgentService.ExtendSandbox:output_type -> hostagent.v1.ExtendSandboxResponse
-	76,  // 124: hostagent.v1.HostAgentService.SetNetworkPolicy:output_type -> hostagent.v1.SetNetworkPolicyResponse
-	84,  // 125: hostagent.v1.HostAgentService.ReadMetrics:output_type -> hostagent.v1.ReadMetricsResponse
-	78,  // 126: hostagent.v1.HostAgentService.ReadEgress:output_type -> hostagent.v1.ReadEgressResponse
-	81,  // 127: hostagent.v1.HostAgentService.ExplainEgress:output_type -> hostagent.v1.ExplainEgressResponse
-	48,  // 128: hostagent.v1.HostAgentService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
-	51,  // 129: hostagent.v1.HostAgentService.DeleteTemplate:output_type -> hostagent.v1.DeleteTemplateResponse
-	53,  // 130: hostagent.v1.HostAgentService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
-	44,  // 131: hostagent.v1.HostAgentService.PutBuildFiles:output_type -> hostagent.v1.PutBuildFilesResponse
-	46,  // 132: hostagent.v1.HostAgentService.FindBuildFiles:output_type -> hostagent.v1.FindBuildFilesResponse
-	21,  // 133: hostagent.v1.HostAgentService.CreateVolume:output_type -> hostagent.v1.CreateVolumeResponse
-	23,  // 134: hostagent.v1.HostAgentService.DeleteVolume:output_type -> hostagent.v1.DeleteVolumeResponse
-	27,  // 135: hostagent.v1.HostAgentService.StatVolumeFile:output_type -> hostagent.v1.StatVolumeFileResponse
-	29,  // 136: hostagent.v1.HostAgentService.ListVolumeFiles:output_type -> hostagent.v1.ListVolumeFilesResponse
-	31,  // 137: hostagent.v1.HostAgentService.MakeVolumeDirectory:output_type -> hostagent.v1.MakeVolumeDirectoryResponse
-	33,  // 138: hostagent.v1.HostAgentService.SetVolumeFile:output_type -> hostagent.v1.SetVolumeFileResponse
-	35,  // 139: hostagent.v1.HostAgentService.RenameVolumeFile:output_type -> hostagent.v1.RenameVolumeFileResponse
-	36,  // 140: hostagent.v1.HostAgentService.RemoveVolumeFile:output_type -> hostagent.v1.RemoveVolumeFileResponse
-	111, // 141: hostagent.v1.HostAgentService.ReadVolumeFile:output_type -> hostagent.v1.ReadFileStreamResponse
-	38,  // 142: hostagent.v1.HostAgentService.WriteVolumeFile:output_type -> hostagent.v1.WriteVolumeFileResponse
-	93,  // 143: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
-	98,  // 144: hostagent.v1.HostAgentService.ExecStream:output_type -> hostagent.v1.ExecStreamResponse
-	102, // 145: hostagent.v1.HostAgentService.SignalProcess:output_type -> hostagent.v1.SignalProcessResponse
-	104, // 146: hostagent.v1.HostAgentService.WriteFile:output_type -> hostagent.v1.WriteFileResponse
-	106, // 147: hostagent.v1.HostAgentService.ReadFile:output_type -> hostagent.v1.ReadFileResponse
-	109, // 148: hostagent.v1.HostAgentService.WriteFileStream:output_type -> hostagent.v1.WriteFileStreamResponse
-	111, // 149: hostagent.v1.HostAgentService.ReadFileStream:output_type -> hostagent.v1.ReadFileStreamResponse
-	113, // 150: hostagent.v1.HostAgentService.ReadConsole:output_type -> hostagent.v1.ReadConsoleResponse
-	109, // [109:151] is the sub-list for method output_type
-	67,  // [67:109] is the sub-list for method input_type
-	67,  // [67:67] is the sub-list for extension type_name
-	67,  // [67:67] is the sub-list for extension extendee
-	0,   // [0:67] is the sub-list for field type_name
+	19,  // 7: hostagent.v1.CreateSandboxRequest.secrets:type_name -> hostagent.v1.SecretValues
+	17,  // 8: hostagent.v1.NetworkPolicy.headers:type_name -> hostagent.v1.HeaderRule
+	16,  // 9: hostagent.v1.NetworkPolicy.layers:type_name -> hostagent.v1.NetworkLayer
+	15,  // 10: hostagent.v1.NetworkPolicy.proxy:type_name -> hostagent.v1.EgressProxy
+	18,  // 11: hostagent.v1.HeaderRule.headers:type_name -> hostagent.v1.Header
+	117, // 12: hostagent.v1.SecretValues.values:type_name -> hostagent.v1.SecretValues.ValuesEntry
+	5,   // 13: hostagent.v1.VolumeEntry.type:type_name -> hostagent.v1.VolumeEntry.Type
+	123, // 14: hostagent.v1.VolumeEntry.accessed_at:type_name -> google.protobuf.Timestamp
+	123, // 15: hostagent.v1.VolumeEntry.modified_at:type_name -> google.protobuf.Timestamp
+	123, // 16: hostagent.v1.VolumeEntry.changed_at:type_name -> google.protobuf.Timestamp
+	26,  // 17: hostagent.v1.StatVolumeFileResponse.entry:type_name -> hostagent.v1.VolumeEntry
+	26,  // 18: hostagent.v1.ListVolumeFilesResponse.entries:type_name -> hostagent.v1.VolumeEntry
+	25,  // 19: hostagent.v1.MakeVolumeDirectoryRequest.attributes:type_name -> hostagent.v1.VolumeAttributes
+	26,  // 20: hostagent.v1.MakeVolumeDirectoryResponse.entry:type_name -> hostagent.v1.VolumeEntry
+	25,  // 21: hostagent.v1.SetVolumeFileRequest.attributes:type_name -> hostagent.v1.VolumeAttributes
+	26,  // 22: hostagent.v1.SetVolumeFileResponse.entry:type_name -> hostagent.v1.VolumeEntry
+	26,  // 23: hostagent.v1.RenameVolumeFileResponse.entry:type_name -> hostagent.v1.VolumeEntry
+	25,  // 24: hostagent.v1.WriteVolumeFileMeta.attributes:type_name -> hostagent.v1.VolumeAttributes
+	26,  // 25: hostagent.v1.WriteVolumeFileResponse.entry:type_name -> hostagent.v1.VolumeEntry
+	55,  // 26: hostagent.v1.StartSandboxResponse.started:type_name -> hostagent.v1.CreateSandboxResponse
+	48,  // 27: hostagent.v1.BuildTemplateRequest.container:type_name -> hostagent.v1.ContainerImage
+	118, // 28: hostagent.v1.BuildTemplateRequest.env:type_name -> hostagent.v1.BuildTemplateRequest.EnvEntry
+	42,  // 29: hostagent.v1.BuildTemplateRequest.steps:type_name -> hostagent.v1.BuildStep
+	44,  // 30: hostagent.v1.PutBuildFilesRequest.files:type_name -> hostagent.v1.BuildFiles
+	44,  // 31: hostagent.v1.FindBuildFilesRequest.files:type_name -> hostagent.v1.BuildFiles
+	50,  // 32: hostagent.v1.BuildTemplateResponse.done:type_name -> hostagent.v1.TemplateBuilt
+	119, // 33: hostagent.v1.TemplateBuilt.env:type_name -> hostagent.v1.TemplateBuilt.EnvEntry
+	1,   // 34: hostagent.v1.CreateSandboxResponse.status:type_name -> hostagent.v1.SandboxStatus
+	14,  // 35: hostagent.v1.CreateSandboxResponse.network_policy:type_name -> hostagent.v1.NetworkPolicy
+	120, // 36: hostagent.v1.ForkSandboxRequest.access_tokens:type_name -> hostagent.v1.ForkSandboxRequest.AccessTokensEntry
+	64,  // 37: hostagent.v1.ForkSandboxResponse.results:type_name -> hostagent.v1.ForkResult
+	65,  // 38: hostagent.v1.CreateCheckpointResponse.checkpoint:type_name -> hostagent.v1.Checkpoint
+	65,  // 39: hostagent.v1.ListCheckpointsResponse.checkpoints:type_name -> hostagent.v1.Checkpoint
+	14,  // 40: hostagent.v1.SetNetworkPolicyRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
+	19,  // 41: hostagent.v1.SetNetworkPolicyRequest.secrets:type_name -> hostagent.v1.SecretValues
+	80,  // 42: hostagent.v1.ReadEgressResponse.events:type_name -> hostagent.v1.EgressEvent
+	83,  // 43: hostagent.v1.ExplainEgressResponse.addresses:type_name -> hostagent.v1.EgressAddress
+	86,  // 44: hostagent.v1.ReadMetricsResponse.samples:type_name -> hostagent.v1.MetricsSample
+	89,  // 45: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.SandboxInfo
+	123, // 46: hostagent.v1.ListSandboxesResponse.taken_at:type_name -> google.protobuf.Timestamp
+	1,   // 47: hostagent.v1.SandboxInfo.status:type_name -> hostagent.v1.SandboxStatus
+	0,   // 48: hostagent.v1.SandboxInfo.on_timeout:type_name -> hostagent.v1.OnTimeout
+	14,  // 49: hostagent.v1.SandboxInfo.network_policy:type_name -> hostagent.v1.NetworkPolicy
+	90,  // 50: hostagent.v1.SandboxInfo.unresponsive:type_name -> hostagent.v1.Unresponsive
+	2,   // 51: hostagent.v1.SandboxInfo.end_cause:type_name -> hostagent.v1.EndCause
+	123, // 52: hostagent.v1.SandboxInfo.stored_at:type_name -> google.protobuf.Timestamp
+	123, // 53: hostagent.v1.Unresponsive.since:type_name -> google.protobuf.Timestamp
+	121, // 54: hostagent.v1.ExecRequest.env:type_name -> hostagent.v1.ExecRequest.EnvEntry
+	3,   // 55: hostagent.v1.ExecResponse.reason:type_name -> hostagent.v1.ExecEndReason
+	122, // 56: hostagent.v1.ExecStart.env:type_name -> hostagent.v1.ExecStart.EnvEntry
+	97,  // 57: hostagent.v1.ExecStart.pty:type_name -> hostagent.v1.TerminalSize
+	95,  // 58: hostagent.v1.ExecStreamRequest.start:type_name -> hostagent.v1.ExecStart
+	96,  // 59: hostagent.v1.ExecStreamRequest.attach:type_name -> hostagent.v1.ExecAttach
+	97,  // 60: hostagent.v1.ExecStreamRequest.resize:type_name -> hostagent.v1.TerminalSize
+	4,   // 61: hostagent.v1.ExecStreamRequest.signal:type_name -> hostagent.v1.Signal
+	100, // 62: hostagent.v1.ExecStreamResponse.started:type_name -> hostagent.v1.ExecStarted
+	101, // 63: hostagent.v1.ExecStreamResponse.exit:type_name -> hostagent.v1.ExecExit
+	3,   // 64: hostagent.v1.ExecExit.reason:type_name -> hostagent.v1.ExecEndReason
+	4,   // 65: hostagent.v1.SignalProcessRequest.signal:type_name -> hostagent.v1.Signal
+	109, // 66: hostagent.v1.WriteFileStreamRequest.meta:type_name -> hostagent.v1.WriteFileMeta
+	38,  // 67: hostagent.v1.WriteFileStreamRequest.volume:type_name -> hostagent.v1.WriteVolumeFileMeta
+	7,   // 68: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
+	11,  // 69: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
+	11,  // 70: hostagent.v1.HostAgentService.StartSandbox:input_type -> hostagent.v1.CreateSandboxRequest
+	56,  // 71: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
+	58,  // 72: hostagent.v1.HostAgentService.PauseSandbox:input_type -> hostagent.v1.PauseSandboxRequest
+	60,  // 73: hostagent.v1.HostAgentService.ResumeSandbox:input_type -> hostagent.v1.ResumeSandboxRequest
+	12,  // 74: hostagent.v1.HostAgentService.FetchSandbox:input_type -> hostagent.v1.FetchSandboxRequest
+	87,  // 75: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
+	91,  // 76: hostagent.v1.HostAgentService.WatchSandboxes:input_type -> hostagent.v1.WatchSandboxesRequest
+	62,  // 77: hostagent.v1.HostAgentService.ForkSandbox:input_type -> hostagent.v1.ForkSandboxRequest
+	66,  // 78: hostagent.v1.HostAgentService.CreateCheckpoint:input_type -> hostagent.v1.CreateCheckpointRequest
+	68,  // 79: hostagent.v1.HostAgentService.ListCheckpoints:input_type -> hostagent.v1.ListCheckpointsRequest
+	70,  // 80: hostagent.v1.HostAgentService.RestoreCheckpoint:input_type -> hostagent.v1.RestoreCheckpointRequest
+	72,  // 81: hostagent.v1.HostAgentService.DeleteCheckpoint:input_type -> hostagent.v1.DeleteCheckpointRequest
+	74,  // 82: hostagent.v1.HostAgentService.ExtendSandbox:input_type -> hostagent.v1.ExtendSandboxRequest
+	76,  // 83: hostagent.v1.HostAgentService.SetNetworkPolicy:input_type -> hostagent.v1.SetNetworkPolicyRequest
+	84,  // 84: hostagent.v1.HostAgentService.ReadMetrics:input_type -> hostagent.v1.ReadMetricsRequest
+	78,  // 85: hostagent.v1.HostAgentService.ReadEgress:input_type -> hostagent.v1.ReadEgressRequest
+	81,  // 86: hostagent.v1.HostAgentService.ExplainEgress:input_type -> hostagent.v1.ExplainEgressRequest
+	41,  // 87: hostagent.v1.HostAgentService.BuildTemplate:input_type -> hostagent.v1.BuildTemplateRequest
+	51,  // 88: hostagent.v1.HostAgentService.DeleteTemplate:input_type -> hostagent.v1.DeleteTemplateRequest
+	53,  // 89: hostagent.v1.HostAgentService.ListTemplates:input_type -> hostagent.v1.ListTemplatesRequest
+	43,  // 90: hostagent.v1.HostAgentService.PutBuildFiles:input_type -> hostagent.v1.PutBuildFilesRequest
+	46,  // 91: hostagent.v1.HostAgentService.FindBuildFiles:input_type -> hostagent.v1.FindBuildFilesRequest
+	21,  // 92: hostagent.v1.HostAgentService.CreateVolume:input_type -> hostagent.v1.CreateVolumeRequest
+	23,  // 93: hostagent.v1.HostAgentService.DeleteVolume:input_type -> hostagent.v1.DeleteVolumeRequest
+	27,  // 94: hostagent.v1.HostAgentService.StatVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
+	29,  // 95: hostagent.v1.HostAgentService.ListVolumeFiles:input_type -> hostagent.v1.ListVolumeFilesRequest
+	31,  // 96: hostagent.v1.HostAgentService.MakeVolumeDirectory:input_type -> hostagent.v1.MakeVolumeDirectoryRequest
+	33,  // 97: hostagent.v1.HostAgentService.SetVolumeFile:input_type -> hostagent.v1.SetVolumeFileRequest
+	35,  // 98: hostagent.v1.HostAgentService.RenameVolumeFile:input_type -> hostagent.v1.RenameVolumeFileRequest
+	27,  // 99: hostagent.v1.HostAgentService.RemoveVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
+	27,  // 100: hostagent.v1.HostAgentService.ReadVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
+	108, // 101: hostagent.v1.HostAgentService.WriteVolumeFile:input_type -> hostagent.v1.WriteFileStreamRequest
+	93,  // 102: hostagent.v1.HostAgentService.Exec:input_type -> hostagent.v1.ExecRequest
+	98,  // 103: hostagent.v1.HostAgentService.ExecStream:input_type -> hostagent.v1.ExecStreamRequest
+	102, // 104: hostagent.v1.HostAgentService.SignalProcess:input_type -> hostagent.v1.SignalProcessRequest
+	104, // 105: hostagent.v1.HostAgentService.WriteFile:input_type -> hostagent.v1.WriteFileRequest
+	106, // 106: hostagent.v1.HostAgentService.ReadFile:input_type -> hostagent.v1.ReadFileRequest
+	108, // 107: hostagent.v1.HostAgentService.WriteFileStream:input_type -> hostagent.v1.WriteFileStreamRequest
+	111, // 108: hostagent.v1.HostAgentService.ReadFileStream:input_type -> hostagent.v1.ReadFileStreamRequest
+	113, // 109: hostagent.v1.HostAgentService.ReadConsole:input_type -> hostagent.v1.ReadConsoleRequest
+	8,   // 110: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
+	55,  // 111: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
+	40,  // 112: hostagent.v1.HostAgentService.StartSandbox:output_type -> hostagent.v1.StartSandboxResponse
+	57,  // 113: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
+	59,  // 114: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
+	61,  // 115: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
+	13,  // 116: hostagent.v1.HostAgentService.FetchSandbox:output_type -> hostagent.v1.FetchSandboxResponse
+	88,  // 117: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
+	92,  // 118: hostagent.v1.HostAgentService.WatchSandboxes:output_type -> hostagent.v1.WatchSandboxesResponse
+	63,  // 119: hostagent.v1.HostAgentService.ForkSandbox:output_type -> hostagent.v1.ForkSandboxResponse
+	67,  // 120: hostagent.v1.HostAgentService.CreateCheckpoint:output_type -> hostagent.v1.CreateCheckpointResponse
+	69,  // 121: hostagent.v1.HostAgentService.ListCheckpoints:output_type -> hostagent.v1.ListCheckpointsResponse
+	71,  // 122: hostagent.v1.HostAgentService.RestoreCheckpoint:output_type -> hostagent.v1.RestoreCheckpointResponse
+	73,  // 123: hostagent.v1.HostAgentService.DeleteCheckpoint:output_type -> hostagent.v1.DeleteCheckpointResponse
+	75,  // 124: hostagent.v1.HostAgentService.ExtendSandbox:output_type -> hostagent.v1.ExtendSandboxResponse
+	77,  // 125: hostagent.v1.HostAgentService.SetNetworkPolicy:output_type -> hostagent.v1.SetNetworkPolicyResponse
+	85,  // 126: hostagent.v1.HostAgentService.ReadMetrics:output_type -> hostagent.v1.ReadMetricsResponse
+	79,  // 127: hostagent.v1.HostAgentService.ReadEgress:output_type -> hostagent.v1.ReadEgressResponse
+	82,  // 128: hostagent.v1.HostAgentService.ExplainEgress:output_type -> hostagent.v1.ExplainEgressResponse
+	49,  // 129: hostagent.v1.HostAgentService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
+	52,  // 130: hostagent.v1.HostAgentService.DeleteTemplate:output_type -> hostagent.v1.DeleteTemplateResponse
+	54,  // 131: hostagent.v1.HostAgentService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
+	45,  // 132: hostagent.v1.HostAgentService.PutBuildFiles:output_type -> hostagent.v1.PutBuildFilesResponse
+	47,  // 133: hostagent.v1.HostAgentService.FindBuildFiles:output_type -> hostagent.v1.FindBuildFilesResponse
+	22,  // 134: hostagent.v1.HostAgentService.CreateVolume:output_type -> hostagent.v1.CreateVolumeResponse
+	24,  // 135: hostagent.v1.HostAgentService.DeleteVolume:output_type -> hostagent.v1.DeleteVolumeResponse
+	28,  // 136: hostagent.v1.HostAgentService.StatVolumeFile:output_type -> hostagent.v1.StatVolumeFileResponse
+	30,  // 137: hostagent.v1.HostAgentService.ListVolumeFiles:output_type -> hostagent.v1.ListVolumeFilesResponse
+	32,  // 138: hostagent.v1.HostAgentService.MakeVolumeDirectory:output_type -> hostagent.v1.MakeVolumeDirectoryResponse
+	34,  // 139: hostagent.v1.HostAgentService.SetVolumeFile:output_type -> hostagent.v1.SetVolumeFileResponse
+	36,  // 140: hostagent.v1.HostAgentService.RenameVolumeFile:output_type -> hostagent.v1.RenameVolumeFileResponse
+	37,  // 141: hostagent.v1.HostAgentService.RemoveVolumeFile:output_type -> hostagent.v1.RemoveVolumeFileResponse
+	112, // 142: hostagent.v1.HostAgentService.ReadVolumeFile:output_type -> hostagent.v1.ReadFileStreamResponse
+	39,  // 143: hostagent.v1.HostAgentService.WriteVolumeFile:output_type -> hostagent.v1.WriteVolumeFileResponse
+	94,  // 144: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
+	99,  // 145: hostagent.v1.HostAgentService.ExecStream:output_type -> hostagent.v1.ExecStreamResponse
+	103, // 146: hostagent.v1.HostAgentService.SignalProcess:output_type -> hostagent.v1.SignalProcessResponse
+	105, // 147: hostagent.v1.HostAgentService.WriteFile:output_type -> hostagent.v1.WriteFileResponse
+	107, // 148: hostagent.v1.HostAgentService.ReadFile:output_type -> hostagent.v1.ReadFileResponse
+	110, // 149: hostagent.v1.HostAgentService.WriteFileStream:output_type -> hostagent.v1.WriteFileStreamResponse
+	112, // 150: hostagent.v1.HostAgentService.ReadFileStream:output_type -> hostagent.v1.ReadFileStreamResponse
+	114, // 151: hostagent.v1.HostAgentService.ReadConsole:output_type -> hostagent.v1.ReadConsoleResponse
+	110, // [110:152] is the sub-list for method output_type
+	68,  // [68:110] is the sub-list for method input_type
+	68,  // [68:68] is the sub-list for extension type_name
+	68,  // [68:68] is the sub-list for extension extendee
+	0,   // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_v1_hostagent_proto_init() }
@@ -8498,29 +8647,29 @@ func file_v1_hostagent_proto_init() {
 	if File_v1_hostagent_proto != nil {
 		return
 	}
-	file_v1_hostagent_proto_msgTypes[18].OneofWrappers = []any{}
-	file_v1_hostagent_proto_msgTypes[33].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[19].OneofWrappers = []any{}
+	file_v1_hostagent_proto_msgTypes[34].OneofWrappers = []any{
 		(*StartSandboxResponse_Waiting)(nil),
 		(*StartSandboxResponse_Started)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[34].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[35].OneofWrappers = []any{
 		(*BuildTemplateRequest_Image)(nil),
 		(*BuildTemplateRequest_Container)(nil),
 		(*BuildTemplateRequest_SandboxId)(nil),
 		(*BuildTemplateRequest_BaseGeneration)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[36].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[37].OneofWrappers = []any{
 		(*PutBuildFilesRequest_Files)(nil),
 		(*PutBuildFilesRequest_Chunk)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[42].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[43].OneofWrappers = []any{
 		(*BuildTemplateResponse_Line)(nil),
 		(*BuildTemplateResponse_Done)(nil),
 		(*BuildTemplateResponse_Keepalive)(nil),
 		(*BuildTemplateResponse_Step)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[89].OneofWrappers = []any{}
-	file_v1_hostagent_proto_msgTypes[91].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[90].OneofWrappers = []any{}
+	file_v1_hostagent_proto_msgTypes[92].OneofWrappers = []any{
 		(*ExecStreamRequest_Start)(nil),
 		(*ExecStreamRequest_Attach)(nil),
 		(*ExecStreamRequest_Stdin)(nil),
@@ -8530,7 +8679,7 @@ func file_v1_hostagent_proto_init() {
 		(*ExecStreamRequest_Ack)(nil),
 		(*ExecStreamRequest_Leave)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[92].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[93].OneofWrappers = []any{
 		(*ExecStreamResponse_Started)(nil),
 		(*ExecStreamResponse_Stdout)(nil),
 		(*ExecStreamResponse_Stderr)(nil),
@@ -8539,7 +8688,7 @@ func file_v1_hostagent_proto_init() {
 		(*ExecStreamResponse_Keepalive)(nil),
 		(*ExecStreamResponse_Input)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[101].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[102].OneofWrappers = []any{
 		(*WriteFileStreamRequest_Meta)(nil),
 		(*WriteFileStreamRequest_Chunk)(nil),
 		(*WriteFileStreamRequest_Volume)(nil),
@@ -8550,7 +8699,7 @@ func file_v1_hostagent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_hostagent_proto_rawDesc), len(file_v1_hostagent_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   116,
+			NumMessages:   117,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -70,6 +70,24 @@ func (e CreateSandboxOnTimeout) Valid() bool {
 	}
 }
 
+// Defines values for EgressProxyProtocol.
+const (
+	EgressProxyProtocolHTTP   EgressProxyProtocol = "http"
+	EgressProxyProtocolSocks5 EgressProxyProtocol = "socks5"
+)
+
+// Valid indicates whether the value is a known member of the EgressProxyProtocol enum.
+func (e EgressProxyProtocol) Valid() bool {
+	switch e {
+	case EgressProxyProtocolHTTP:
+		return true
+	case EgressProxyProtocolSocks5:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for EndCause.
 const (
 	EndCauseGuestOutOfMemory EndCause = "guest_out_of_memory"
@@ -466,6 +484,24 @@ func (e Scope) Valid() bool {
 	case ScopeSandboxes:
 		return true
 	case ScopeTemplates:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SetEgressProxyProtocol.
+const (
+	SetEgressProxyProtocolHTTP   SetEgressProxyProtocol = "http"
+	SetEgressProxyProtocolSocks5 SetEgressProxyProtocol = "socks5"
+)
+
+// Valid indicates whether the value is a known member of the SetEgressProxyProtocol enum.
+func (e SetEgressProxyProtocol) Valid() bool {
+	switch e {
+	case SetEgressProxyProtocolHTTP:
+		return true
+	case SetEgressProxyProtocolSocks5:
 		return true
 	default:
 		return false
@@ -915,6 +951,29 @@ type Drain struct {
 	NotMoved []NotMoved `json:"not_moved"`
 }
 
+// EgressProxy defines model for EgressProxy.
+type EgressProxy struct {
+	Address     string              `json:"address"`
+	HasPassword bool                `json:"has_password"`
+	Protocol    EgressProxyProtocol `json:"protocol"`
+
+	// TLS Speak TLS to the proxy. Its certificate is always verified.
+	TLS      *EgressProxyTLS `json:"tls,omitempty"`
+	Username *string         `json:"username,omitempty"`
+}
+
+// EgressProxyProtocol defines model for EgressProxy.Protocol.
+type EgressProxyProtocol string
+
+// EgressProxyTLS Speak TLS to the proxy. Its certificate is always verified.
+type EgressProxyTLS struct {
+	// Ca Certificates of its authorities in PEM, in place of those of the host's machine.
+	Ca *string `json:"ca,omitempty"`
+
+	// ServerName The name in its certificate, if that is not the host of its address.
+	ServerName *string `json:"server_name,omitempty"`
+}
+
 // EndCause Why a sandbox ended.
 //
 // | Value | |
@@ -1348,6 +1407,9 @@ type NetworkEvent struct {
 
 	// Verdict failed: allowed, but the host could not be reached. ended: the end of a connection by name that was allowed.
 	Verdict NetworkEventVerdict `json:"verdict"`
+
+	// Via The egress proxy that it goes through, such as socks5://proxy.example.com:1080. Absent without one.
+	Via *string `json:"via,omitempty"`
 }
 
 // NetworkEventVerdict failed: allowed, but the host could not be reached. ended: the end of a connection by name that was allowed.
@@ -1408,6 +1470,7 @@ type NetworkPolicy struct {
 
 	// Layers The policies of the sandbox's team and template, each of which must allow a connection, too. Absent without any, and where a policy is a part of a sandbox.
 	Layers *[]NetworkLayerPolicy `json:"layers,omitempty"`
+	Proxy  *EgressProxy          `json:"proxy,omitempty"`
 }
 
 // NetworkRules IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24, and names of hosts: example.com, *.example.com (all names below), example.com:443.
@@ -1631,6 +1694,26 @@ type Secret struct {
 // SecretMetadata At most 8 KiB together, 128 bytes of each key and 1 KiB of each value.
 type SecretMetadata = map[string]string
 
+// SetEgressProxy A server through which the TCP connections that the policies allow go. The sandbox's host connects to it, outside of the sandbox; its address must be on the public internet, and the policies of
+// team and template must allow it. Other traffic is denied, but for questions for names, which the host answers. Not for teams and templates.
+type SetEgressProxy struct {
+	// Address HOST:PORT, such as proxy.example.com:1080.
+	Address string `json:"address"`
+
+	// Password It is stored encrypted and never shown, nor known to the sandbox.
+	Password *string `json:"password,omitempty"`
+
+	// Protocol `http` is by CONNECT.
+	Protocol SetEgressProxyProtocol `json:"protocol"`
+
+	// TLS Speak TLS to the proxy. Its certificate is always verified.
+	TLS      *EgressProxyTLS `json:"tls,omitempty"`
+	Username *string         `json:"username,omitempty"`
+}
+
+// SetEgressProxyProtocol `http` is by CONNECT.
+type SetEgressProxyProtocol string
+
 // SetLayerPolicy What the sandboxes of a team or a template may reach, as in a sandbox's policy. A connection is allowed only if each policy that applies allows it.
 type SetLayerPolicy struct {
 	// Allow IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24, and names of hosts: example.com, *.example.com (all names below), example.com:443.
@@ -1669,6 +1752,10 @@ type SetNetworkPolicy struct {
 
 	// Headers Headers that requests get on their way out. They allow no host.
 	Headers *[]HeaderRule `json:"headers,omitempty"`
+
+	// Proxy A server through which the TCP connections that the policies allow go. The sandbox's host connects to it, outside of the sandbox; its address must be on the public internet, and the policies of
+	// team and template must allow it. Other traffic is denied, but for questions for names, which the host answers. Not for teams and templates.
+	Proxy *SetEgressProxy `json:"proxy,omitempty"`
 }
 
 // SetPorts Cannot be changed later. Port 49983, the agent's, is not concerned.

@@ -377,6 +377,23 @@ type Connect struct {
 	Timeout *int64 `json:"timeout,omitempty"`
 }
 
+// EgressProxy A SOCKS5 proxy for the TCP connections of the sandbox.
+type EgressProxy struct {
+	// Address HOST:PORT.
+	Address  string          `json:"address"`
+	Password string          `json:"password,omitempty"`
+	TLS      *EgressProxyTLS `json:"tls,omitempty"`
+	Username string          `json:"username,omitempty"`
+}
+
+// EgressProxyTLS defines model for EgressProxyTLS.
+type EgressProxyTLS struct {
+	// CACert PEM, in place of the authorities of the host's machine.
+	CACert     string `json:"caCert,omitempty"`
+	Enabled    bool   `json:"enabled"`
+	ServerName string `json:"serverName,omitempty"`
+}
+
 // EnvVars Environment variables of every command; 64 KiB at most together.
 type EnvVars map[string]string
 
@@ -473,8 +490,8 @@ type NetworkRules struct {
 	// DNSServers IPv4 addresses of DNS servers that answer questions for names, if allowOut has names.
 	DNSServers []string `json:"dnsServers,omitempty"`
 
-	// EgressProxy Not built yet.
-	EgressProxy *map[string]interface{} `json:"egressProxy,omitempty"`
+	// EgressProxy A SOCKS5 proxy for the TCP connections of the sandbox.
+	EgressProxy *EgressProxy `json:"egressProxy,omitempty"`
 
 	// HTTPSPorts Where programs speak TLS, with any certificate.
 	HTTPSPorts []uint16 `json:"httpsPorts,omitempty"`
@@ -731,10 +748,13 @@ type SandboxNetwork struct {
 	AllowPublicTraffic *bool `json:"allowPublicTraffic,omitempty"`
 
 	// DenyOut IPv4 addresses and networks, such as 1.1.1.1 and 8.8.8.0/24, and where a field allows it names of hosts.
-	DenyOut         Addresses `json:"denyOut,omitempty"`
-	DNSServers      []string  `json:"dnsServers,omitempty"`
-	HTTPSPorts      []uint16  `json:"httpsPorts,omitempty"`
-	MaskRequestHost string    `json:"maskRequestHost,omitempty"`
+	DenyOut    Addresses `json:"denyOut,omitempty"`
+	DNSServers []string  `json:"dnsServers,omitempty"`
+
+	// EgressProxy Without the password and `caCert`.
+	EgressProxy     *EgressProxy `json:"egressProxy,omitempty"`
+	HTTPSPorts      []uint16     `json:"httpsPorts,omitempty"`
+	MaskRequestHost string       `json:"maskRequestHost,omitempty"`
 
 	// Rules Headers that requests get on their way out, by the name of the host, such as api.example.com, *.example.com or api.example.com:8443. The port is 443
 	// otherwise. They are for TLS alone, and allow no host. `${e2b.secrets.NAME}` in a value stands for a secret, which the sandbox does not see.
@@ -951,8 +971,8 @@ type UpdateNetwork struct {
 	// DNSServers IPv4 addresses of DNS servers that answer questions for names, if allowOut has names.
 	DNSServers []string `json:"dnsServers,omitempty"`
 
-	// EgressProxy Not built yet.
-	EgressProxy *map[string]interface{} `json:"egressProxy,omitempty"`
+	// EgressProxy A SOCKS5 proxy for the TCP connections of the sandbox.
+	EgressProxy *EgressProxy `json:"egressProxy,omitempty"`
 
 	// HTTPSPorts Refused. It is set at create.
 	HTTPSPorts []interface{} `json:"httpsPorts,omitempty"`
