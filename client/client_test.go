@@ -301,6 +301,15 @@ func (f *fake) AuditLog(_ context.Context, _ service.Caller, list service.ListAu
 	return []service.AuditEntry{{At: made, Key: "k", Operation: "createSandbox", Status: 201}}, "", nil
 }
 
+func (f *fake) Usage(_ context.Context, _ service.Caller, q service.UsageQuery) (*service.Usage, error) {
+	used := service.UsedStep{Begins: q.From, Creates: 1, Sandboxes: 1500, MemoryMiB: 2000}
+	return &service.Usage{From: q.From, To: q.To, Step: q.Step, Total: used, Steps: []service.UsedStep{used}}, nil
+}
+
+func (f *fake) Limits(context.Context, service.Caller) ([]service.TeamLimit, error) {
+	return []service.TeamLimit{{Name: "sandboxes", Allowed: 100, Used: new(int64(3)), ChangedBy: service.ByConfiguration, Setting: "limits.sandboxes"}}, nil
+}
+
 func (f *fake) CreateKey(_ context.Context, _ service.Caller, want service.NewKey) (service.Key, string, error) {
 	return service.Key{ID: "k2", Name: want.Name, Scopes: want.Scopes, Hint: "e2b_0123", CreatedAt: made}, key, nil
 }
@@ -538,6 +547,23 @@ func TestSandboxesFollowPages(t *testing.T) {
 	want := service.ListSandboxes{States: []wrenn.State{wrenn.Running, wrenn.Paused}, Metadata: map[string]string{"user": "alice"}, Limit: 2, Page: "page3"}
 	if diff := cmp.Diff(want, f.listed[2]); diff != "" {
 		t.Errorf("third page (-want +got):\n%s", diff)
+	}
+}
+
+func TestUsageAndLimits(t *testing.T) {
+	c := serve(t, &fake{})
+	use, err := c.Usage(t.Context(), client.UsageQuery{From: made, To: made.Add(time.Hour), Step: "hour", Team: "team"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := client.Used{Creates: 1, SandboxSeconds: 1.5, MemoryMiBSeconds: 2}
+	want := &client.Usage{From: made, To: made.Add(time.Hour), Step: "hour", Total: used, Steps: []client.UsedInStep{{From: made, Used: used}}}
+	if diff := cmp.Diff(want, use); diff != "" {
+		t.Errorf("the use (-want +got):\n%s", diff)
+	}
+	limits, err := c.Limits(t.Context())
+	if diff := cmp.Diff([]client.Limit{{Name: "sandboxes", Of: "team", Allowed: 100, Used: new(3.0), ChangedBy: "configuration", Setting: "limits.sandboxes"}}, limits); diff != "" || err != nil {
+		t.Errorf("the limits (-want +got):\n%s%v", diff, err)
 	}
 }
 

@@ -1,5 +1,72 @@
 -- What the migrations come to. Made by: go test ./internal/controlplane/postgres -run TestSchemaFile -update
 
+CREATE FUNCTION public.count_usage(from_hour timestamp with time zone, until timestamp with time zone, default_disk_mib integer) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+WITH there AS (
+    SELECT s.id, s.team_id, s.vcpus, s.memory_mb, s.created_at,
+        coalesce(nullif(s.disk_mb, 0), nullif(g.disk_mb, 0), default_disk_mib) AS disk_mib
+    FROM sandboxes s LEFT JOIN template_generations g ON g.id = s.generation
+    WHERE s.state NOT IN ('stopped', 'failed')
+        OR (s.state IN ('stopped', 'failed') AND s.updated_at >= from_hour - interval '1 minute')
+), changes AS (
+    SELECT there.id, there.team_id, there.vcpus, there.memory_mb, there.disk_mib, e.version, e.to_state,
+        greatest(from_hour, max(e.at) OVER (PARTITION BY there.id ORDER BY e.version)) AS begins
+    FROM there
+    CROSS JOIN LATERAL (
+        SELECT coalesce((
+            SELECT b.version FROM sandbox_events b WHERE b.sandbox_id = there.id AND b.at <= from_hour ORDER BY b.version DESC LIMIT 1
+        ), 0) AS version
+    ) AS before
+    JOIN sandbox_events e ON e.sandbox_id = there.id AND e.version >= before.version
+), spans AS (
+    SELECT c.team_id, c.vcpus, c.memory_mb, c.disk_mib, c.to_state, greatest(0, extract(epoch FROM
+        least(until, lead(c.begins) OVER (PARTITION BY c.id ORDER BY c.version)) - c.begins) * 1000) AS ms
+    FROM changes c
+), of_sandboxes AS (
+    SELECT s.team_id,
+        sum(s.ms) FILTER (WHERE s.to_state IN ('running', 'pausing')) AS sandbox_ms,
+        sum(s.ms) FILTER (WHERE s.to_state IN ('paused', 'resuming')) AS paused_ms,
+        sum(s.ms * s.vcpus) FILTER (WHERE s.to_state IN ('running', 'pausing')) AS vcpu_ms,
+        sum(s.ms * s.memory_mb) FILTER (WHERE s.to_state IN ('running', 'pausing')) AS memory_mib_ms,
+        sum(s.ms * s.disk_mib) FILTER (WHERE s.to_state IN ('running', 'pausing', 'paused', 'resuming')) AS disk_mib_ms
+    FROM spans s GROUP BY s.team_id
+), of_creates AS (
+    SELECT c.team_id, count(*) AS creates FROM there c
+    WHERE c.created_at >= from_hour AND c.created_at < from_hour + interval '1 hour' GROUP BY c.team_id
+), of_volumes AS (
+    SELECT v.team_id, sum(v.size_mib * greatest(0, extract(epoch FROM
+        least(until, CASE WHEN v.state = 'deleting' THEN v.updated_at END) - greatest(from_hour, v.created_at)) * 1000)) AS mib_ms
+    FROM volumes v GROUP BY v.team_id
+), of_ended_volumes AS (
+    SELECT v.team_id, sum(v.size_mib * greatest(0, extract(epoch FROM
+        least(until, v.ended_at) - greatest(from_hour, v.created_at)) * 1000)) AS mib_ms
+    FROM ended_volumes v GROUP BY v.team_id
+), of_templates AS (
+    SELECT g.team_id, sum(g.size_bytes / 1048576.0 * greatest(0, extract(epoch FROM
+        least(until, CASE WHEN g.state <> 'ready' THEN g.updated_at END) - greatest(from_hour, g.finished_at)) * 1000)) AS mib_ms
+    FROM template_generations g
+    WHERE g.finished_at IS NOT NULL AND (g.state = 'ready' OR g.updated_at >= from_hour) GROUP BY g.team_id
+), totals AS (
+    SELECT t.id AS team_id, coalesce(c.creates, 0) AS creates,
+        round(coalesce(s.sandbox_ms, 0)) AS sandbox_ms, round(coalesce(s.paused_ms, 0)) AS paused_ms,
+        round(coalesce(s.vcpu_ms, 0)) AS vcpu_ms, round(coalesce(s.memory_mib_ms, 0)) AS memory_mib_ms,
+        round(coalesce(s.disk_mib_ms, 0)) AS disk_mib_ms, round(coalesce(v.mib_ms, 0) + coalesce(w.mib_ms, 0)) AS volume_mib_ms,
+        round(coalesce(g.mib_ms, 0)) AS template_mib_ms
+    FROM teams t
+    LEFT JOIN of_sandboxes s ON s.team_id = t.id
+    LEFT JOIN of_creates c ON c.team_id = t.id
+    LEFT JOIN of_volumes v ON v.team_id = t.id
+    LEFT JOIN of_ended_volumes w ON w.team_id = t.id
+    LEFT JOIN of_templates g ON g.team_id = t.id
+)
+INSERT INTO team_usage (team_id, hour, creates, sandbox_ms, paused_ms, vcpu_ms, memory_mib_ms, disk_mib_ms, volume_mib_ms, template_mib_ms)
+SELECT u.team_id, from_hour, u.creates, u.sandbox_ms, u.paused_ms, u.vcpu_ms, u.memory_mib_ms, u.disk_mib_ms, u.volume_mib_ms, u.template_mib_ms
+FROM totals u
+WHERE u.creates + u.sandbox_ms + u.paused_ms + u.volume_mib_ms + u.template_mib_ms > 0;
+END $$;
+
 CREATE FUNCTION public.notify_hosts() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -76,6 +143,15 @@ BEGIN
     RETURN NULL;
 END $$;
 
+CREATE FUNCTION public.volumes_keep_use() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO ended_volumes (team_id, size_mib, created_at, ended_at)
+    VALUES (OLD.team_id, OLD.size_mib, OLD.created_at, CASE WHEN OLD.state = 'deleting' THEN OLD.updated_at ELSE clock_timestamp() END);
+    RETURN NULL;
+END $$;
+
 CREATE FUNCTION public.workers() RETURNS SETOF bigint
     LANGUAGE sql STABLE
     AS $$
@@ -119,6 +195,13 @@ ALTER TABLE public.audit_entries ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTIT
     NO MINVALUE
     NO MAXVALUE
     CACHE 1
+);
+
+CREATE TABLE public.ended_volumes (
+    team_id uuid NOT NULL,
+    size_mib integer NOT NULL,
+    created_at timestamp with time zone NOT NULL,
+    ended_at timestamp with time zone NOT NULL
 );
 
 CREATE TABLE public.host_tokens (
@@ -289,6 +372,19 @@ CREATE TABLE public.sessions (
     expires_at timestamp with time zone NOT NULL
 );
 
+CREATE TABLE public.team_usage (
+    team_id uuid NOT NULL,
+    hour timestamp with time zone NOT NULL,
+    creates bigint NOT NULL,
+    sandbox_ms bigint NOT NULL,
+    paused_ms bigint NOT NULL,
+    vcpu_ms bigint NOT NULL,
+    memory_mib_ms bigint NOT NULL,
+    disk_mib_ms bigint NOT NULL,
+    volume_mib_ms bigint NOT NULL,
+    template_mib_ms bigint NOT NULL
+);
+
 CREATE TABLE public.teams (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
     name text NOT NULL,
@@ -374,6 +470,14 @@ CREATE TABLE public.unknown_sandboxes (
     reason text NOT NULL,
     first_seen_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     last_seen_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+
+CREATE TABLE public.usage_progress (
+    only_one boolean DEFAULT true NOT NULL,
+    counted_from timestamp with time zone NOT NULL,
+    settled_until timestamp with time zone NOT NULL,
+    counted_until timestamp with time zone NOT NULL,
+    CONSTRAINT usage_progress_only_one_check CHECK (only_one)
 );
 
 CREATE TABLE public.volumes (
@@ -466,6 +570,9 @@ ALTER TABLE ONLY public.secrets
 ALTER TABLE ONLY public.sessions
     ADD CONSTRAINT sessions_pkey PRIMARY KEY (hash);
 
+ALTER TABLE ONLY public.team_usage
+    ADD CONSTRAINT team_usage_pkey PRIMARY KEY (team_id, hour);
+
 ALTER TABLE ONLY public.teams
     ADD CONSTRAINT teams_name_key UNIQUE (name);
 
@@ -486,6 +593,9 @@ ALTER TABLE ONLY public.templates
 
 ALTER TABLE ONLY public.unknown_sandboxes
     ADD CONSTRAINT unknown_sandboxes_pkey PRIMARY KEY (host_id, sandbox_id);
+
+ALTER TABLE ONLY public.usage_progress
+    ADD CONSTRAINT usage_progress_pkey PRIMARY KEY (only_one);
 
 ALTER TABLE ONLY public.volumes
     ADD CONSTRAINT volumes_pkey PRIMARY KEY (id);
@@ -526,6 +636,8 @@ CREATE INDEX sessions_expires ON public.sessions USING btree (expires_at);
 
 CREATE INDEX sessions_key ON public.sessions USING btree (key_id, created_at);
 
+CREATE INDEX team_usage_hour ON public.team_usage USING btree (hour);
+
 CREATE INDEX template_assignments_tags ON public.template_assignments USING btree (team_id, name, tag, number);
 
 CREATE UNIQUE INDEX template_generations_building ON public.template_generations USING btree (team_id, name, tag) WHERE (state = 'building'::text);
@@ -556,6 +668,8 @@ CREATE TRIGGER count_use_update AFTER UPDATE ON public.sandboxes REFERENCING OLD
 
 CREATE TRIGGER hosts_notify AFTER INSERT OR UPDATE ON public.hosts FOR EACH ROW EXECUTE FUNCTION public.notify_hosts();
 
+CREATE TRIGGER keep_use AFTER DELETE ON public.volumes FOR EACH ROW EXECUTE FUNCTION public.volumes_keep_use();
+
 CREATE TRIGGER to_webhooks AFTER INSERT ON public.sandbox_events REFERENCING NEW TABLE AS written FOR EACH STATEMENT EXECUTE FUNCTION public.sandbox_events_to_webhooks();
 
 ALTER TABLE ONLY public.api_keys
@@ -563,6 +677,9 @@ ALTER TABLE ONLY public.api_keys
 
 ALTER TABLE ONLY public.audit_entries
     ADD CONSTRAINT audit_entries_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);
+
+ALTER TABLE ONLY public.ended_volumes
+    ADD CONSTRAINT ended_volumes_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);
 
 ALTER TABLE ONLY public.network_policies
     ADD CONSTRAINT network_policies_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);
@@ -587,6 +704,9 @@ ALTER TABLE ONLY public.secrets
 
 ALTER TABLE ONLY public.sessions
     ADD CONSTRAINT sessions_key_id_fkey FOREIGN KEY (key_id) REFERENCES public.api_keys(id);
+
+ALTER TABLE ONLY public.team_usage
+    ADD CONSTRAINT team_usage_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);
 
 ALTER TABLE ONLY public.template_assignments
     ADD CONSTRAINT template_assignments_generation_id_fkey FOREIGN KEY (generation_id) REFERENCES public.template_generations(id);

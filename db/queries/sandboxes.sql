@@ -276,10 +276,11 @@ ORDER BY s.id;
 SELECT set_config('wrenn.retention', 'on', true);
 
 -- name: DropEndedSandboxes :execrows
--- With their events. A row that another replica deletes now is left to it.
+-- With their events, from which use is counted: not before the hour of their end is settled. A row that another replica deletes now is left to it.
 WITH old AS (
     SELECT id FROM sandboxes
     WHERE state IN ('stopped', 'failed') AND updated_at < clock_timestamp() - make_interval(secs => @retention)
+        AND updated_at < (SELECT settled_until - interval '1 minute' FROM usage_progress)
     ORDER BY updated_at LIMIT @batch FOR UPDATE SKIP LOCKED
 )
 DELETE FROM sandboxes USING old WHERE sandboxes.id = old.id;

@@ -49,6 +49,8 @@ type commandLine struct {
 	Team        teamCommands       `cmd:"" help:"Show and set what is the same for the whole team."`
 	Key         keyCommands        `cmd:"" help:"Create, list and revoke the team's API keys."`
 	Audit       auditCommand       `cmd:"" help:"Print who changed what: the calls of the team's keys, newest first."`
+	Usage       usageCommand       `cmd:"" help:"Print what the team used, by day or hour."`
+	Limits      limitsCommand      `cmd:"" help:"Print the limits of the team, with what is used now and who changes them."`
 	MCP         mcpCommand         `cmd:"" name:"mcp" help:"Give sandboxes to programs that are agents, by the Model Context Protocol."`
 	Cert        certCommand        `cmd:"" help:"Show the certificate authority of wrenn up --domain, and how to trust it."`
 	Verify      verifyCommands     `cmd:"" help:"Check properties that the documentation promises on this server."`

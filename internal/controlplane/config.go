@@ -75,6 +75,8 @@ type Database struct {
 	KeepEnded Duration `toml:"keep_ended"`
 	// KeepAudit is how long the audit log keeps an entry; 0 is for good.
 	KeepAudit Duration `toml:"keep_audit"`
+	// KeepUsage is how long the use of teams is kept; 0 is for good.
+	KeepUsage Duration `toml:"keep_usage"`
 }
 
 // Host is a machine with a host agent.
@@ -178,7 +180,7 @@ func Defaults() Config {
 		Log: Log{Level: "info", Format: "text"}, Secrets: Secrets{KeyFiles: []string{}},
 		Fleet:    Fleet{Kubernetes: tokenreview.Config{ServiceAccounts: []string{}}},
 		Webhooks: Webhooks{AllowAddresses: []netip.Prefix{}, DenyAddresses: []netip.Prefix{}},
-		Database: Database{MaxConnections: 16, KeepEnded: Duration{30 * 24 * time.Hour}, KeepAudit: Duration{90 * 24 * time.Hour}},
+		Database: Database{MaxConnections: 16, KeepEnded: Duration{30 * 24 * time.Hour}, KeepAudit: Duration{90 * 24 * time.Hour}, KeepUsage: Duration{400 * 24 * time.Hour}},
 		Limits: Limits{
 			RequestsPerSecond: 500, RequestBurst: 1000, OpenRequests: 1000,
 			Sandboxes: 100, TeamMemoryMB: 262144, VCPUs: 8, MemoryMB: 16384, DiskMB: 20480,
@@ -246,6 +248,9 @@ func (c *Config) Check(problems *config.Problems) {
 	}
 	if c.Database.KeepAudit.Duration < 0 {
 		problems.Addf("database.keep_audit: must not be below 0")
+	}
+	if c.Database.KeepUsage.Duration < 0 {
+		problems.Addf("database.keep_usage: must not be below 0")
 	}
 	if c.MemoryLimitMB < 0 {
 		problems.Addf("memory_limit_mb: must not be below 0")

@@ -150,7 +150,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (svc *service.Servi
 	if err != nil {
 		return nil, nil, err
 	}
-	svc, err = service.New(service.Config{Hosts: hosts, KeepEnded: cfg.Database.KeepEnded.Duration, KeepAudit: cfg.Database.KeepAudit.Duration, Vault: keys, Authority: signs, Reviewer: reviewer, Webhooks: service.WebhookConfig{Config: webhook.Config{
+	svc, err = service.New(service.Config{Hosts: hosts, KeepEnded: cfg.Database.KeepEnded.Duration, KeepAudit: cfg.Database.KeepAudit.Duration, KeepUsage: cfg.Database.KeepUsage.Duration, Vault: keys, Authority: signs, Reviewer: reviewer, Webhooks: service.WebhookConfig{Config: webhook.Config{
 		Allow: cfg.Webhooks.AllowAddresses, Deny: cfg.Webhooks.DenyAddresses, PlainHTTP: cfg.Webhooks.PlainHTTP,
 	}}, Limits: service.Limits{
 		Limits: postgres.Limits{
@@ -158,6 +158,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (svc *service.Servi
 			Volumes: cfg.Limits.Volumes, TeamVolumeMiB: cfg.Limits.TeamVolumeMiB, Secrets: cfg.Limits.Secrets,
 		},
 		VCPUs: cfg.Limits.VCPUs, MemoryMB: cfg.Limits.MemoryMB, DiskMB: cfg.Limits.DiskMB,
+		RequestsPerSecond: cfg.Limits.RequestsPerSecond, RequestBurst: cfg.Limits.RequestBurst, OpenRequests: cfg.Limits.OpenRequests,
 	}}, store, log)
 	if err != nil {
 		store.Close()

@@ -101,7 +101,7 @@ func (d *Door) EnterTeam(team wrenn.TeamID) (leave func(), err error) {
 
 func tooFast(perSecond float64, wait time.Duration) error {
 	return &Refused{
-		Message: fmt.Sprintf("more than %g requests a second of this team: wait and try again; the operator sets the limit as requests_per_second", perSecond),
+		Message: fmt.Sprintf("more than %g requests a second of this team: wait and try again; the operator sets the limit as limits.requests_per_second", perSecond),
 		After:   wait,
 	}
 }

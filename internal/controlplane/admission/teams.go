@@ -44,7 +44,7 @@ func (t *teams) enter(team wrenn.TeamID, now time.Time) (leave func(), err error
 	a := t.of(team, now)
 	if a.open >= t.most {
 		return nil, wrenn.Errorf(wrenn.Exhausted,
-			"this team has %d requests open, which is the limit: end commands, transfers and streams that are not needed; the operator sets the limit as open_requests", t.most)
+			"this team has %d requests open, which is the limit: end commands, transfers and streams that are not needed; the operator sets the limit as limits.open_requests", t.most)
 	}
 	reservation := a.ReserveN(now, 1)
 	if wait := reservation.DelayFrom(now); wait > 0 {

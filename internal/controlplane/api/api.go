@@ -177,6 +177,12 @@ type Keys interface {
 	RevokeKey(ctx context.Context, c service.Caller, id string) error
 }
 
+// Accounts are what a team has used, and what it may use.
+type Accounts interface {
+	Usage(context.Context, service.Caller, service.UsageQuery) (*service.Usage, error)
+	Limits(context.Context, service.Caller) ([]service.TeamLimit, error)
+}
+
 // Service is the control plane behind the API. An error whose message a user may
 // see is a *wrenn.Error.
 type Service interface {
@@ -192,6 +198,7 @@ type Service interface {
 	Webhooks
 	Hosts
 	Keys
+	Accounts
 	// Authenticate returns the caller with that secret: Unauthenticated when it is unknown.
 	Authenticate(ctx context.Context, secret string) (service.Caller, error)
 	// OpenSession signs a browser in as the caller.

@@ -340,6 +340,19 @@ func keyCalls() map[string][]call {
 			{name: "too many", method: "GET", path: "/v1/audit?limit=1001", status: 400, code: "invalid_request"},
 			{name: "no key", method: "GET", path: "/v1/audit", key: "-", status: 401, code: "unauthorized"},
 		},
+		"getUsage": {
+			{name: "ok", method: "GET", path: "/v1/usage?from=2026-01-02T15:04:05Z&step=day&team=other", status: 200,
+				want: `{"from":"2026-01-02T15:04:05Z","to":"2026-01-02T15:04:05Z","step":"day","counted_from":"2026-01-02T15:04:05Z","counted_until":"2026-01-02T15:04:05Z","total":{"creates":1,"disk_mib_seconds":5,"memory_mib_seconds":4,"paused_seconds":2,"sandbox_seconds":1.5,"template_mib_seconds":7,"vcpu_seconds":3,"volume_mib_seconds":6},"steps":[{"from":"2026-01-02T15:04:05Z","creates":1,"disk_mib_seconds":5,"memory_mib_seconds":4,"paused_seconds":2,"sandbox_seconds":1.5,"template_mib_seconds":7,"vcpu_seconds":3,"volume_mib_seconds":6}]}`},
+			{name: "no step", method: "GET", path: "/v1/usage?step=week", status: 400, code: "invalid_request"},
+			{name: "no time", method: "GET", path: "/v1/usage?to=noon", status: 400, code: "invalid_request"},
+			{name: "no team", method: "GET", path: "/v1/usage?team=missing", status: 404, code: "not_found"},
+			{name: "no key", method: "GET", path: "/v1/usage", key: "-", status: 401, code: "unauthorized"},
+		},
+		"listLimits": {
+			{name: "ok", method: "GET", path: "/v1/limits", status: 200,
+				want: `[{"name":"sandboxes","of":"team","allowed":100,"used":3,"unit":"","changed_by":"team","setting":"max_sandboxes"},{"name":"timeout","of":"sandbox","allowed":60,"unit":"s","changed_by":"fixed","setting":""}]`},
+			{name: "no key", method: "GET", path: "/v1/limits", key: "-", status: 401, code: "unauthorized"},
+		},
 		"revokeKey": {
 			{name: "ok", method: "DELETE", path: "/v1/keys/" + testKeyID, status: 204},
 			{name: "missing", method: "DELETE", path: "/v1/keys/other", status: 404, code: "not_found"},

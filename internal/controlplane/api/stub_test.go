@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"wrenn"
+	"wrenn/internal/controlplane/postgres"
 	"wrenn/internal/controlplane/service"
 )
 
@@ -524,6 +525,27 @@ func (s *stub) AuditLog(_ context.Context, c service.Caller, list service.ListAu
 	return []service.AuditEntry{{
 		At: testTime, Key: testKeyID, KeyName: "laptop", Address: "192.0.2.7", RequestID: "r", Operation: "deleteSandbox", Path: "/v1/sandboxes/" + string(testID), Status: 204,
 	}}, "1", nil
+}
+
+func (s *stub) Usage(_ context.Context, c service.Caller, q service.UsageQuery) (*service.Usage, error) {
+	if _, err := s.find(c, testID); err != nil {
+		return nil, err
+	}
+	if q.Team == "missing" {
+		return nil, wrenn.Errorf(wrenn.NotFound, "there is no team %q", q.Team)
+	}
+	one := postgres.Usage{Begins: testTime, Creates: 1, Sandboxes: 1500, Paused: 2000, VCPUs: 3000, MemoryMiB: 4000, DiskMiB: 5000, VolumeMiB: 6000, TemplateMiB: 7000}
+	return &service.Usage{From: testTime, To: testTime, Step: q.Step, Counted: postgres.UsageProgress{From: testTime, Until: testTime}, Total: one, Steps: []postgres.Usage{one}}, nil
+}
+
+func (s *stub) Limits(_ context.Context, c service.Caller) ([]service.TeamLimit, error) {
+	if _, err := s.find(c, testID); err != nil {
+		return nil, err
+	}
+	return []service.TeamLimit{
+		{Name: "sandboxes", Allowed: 100, Used: new(int64(3)), ChangedBy: service.ByTeam, Setting: "max_sandboxes"},
+		{Name: "timeout", OfSandbox: true, Allowed: 60, Unit: "s", ChangedBy: service.Fixed},
+	}, nil
 }
 
 func (s *stub) CreateKey(_ context.Context, c service.Caller, want service.NewKey) (service.Key, string, error) {

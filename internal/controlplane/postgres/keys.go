@@ -13,9 +13,6 @@ import (
 	"wrenn/internal/controlplane/postgres/internal/dbsqlc"
 )
 
-// maxKeys bounds the keys of a team: a list of them is one page.
-const maxKeys = 1000
-
 // Key is an API key without its secret.
 type Key struct {
 	ID, Name, Hint        string
@@ -43,8 +40,8 @@ func (s *Store) CreateKey(ctx context.Context, team wrenn.TeamID, hash [32]byte,
 		if err != nil {
 			return err
 		}
-		if n >= maxKeys {
-			return wrenn.Errorf(wrenn.Exhausted, "the team has %d keys: revoke one first", n)
+		if n >= MaxKeys {
+			return wrenn.Errorf(wrenn.Exhausted, "the team has %d API keys, which is a fixed limit: revoke one first", n)
 		}
 		row, err := q.InsertKey(ctx, dbsqlc.InsertKeyParams{
 			TeamID: string(team), Name: k.Name, Hash: hash[:], Hint: k.Hint, Scopes: k.Scopes.Texts(), ExpiresAt: orNil(k.ExpiresAt),
@@ -64,7 +61,7 @@ func (s *Store) CreateKey(ctx context.Context, team wrenn.TeamID, hash [32]byte,
 func (s *Store) Keys(ctx context.Context, team wrenn.TeamID) ([]Key, error) {
 	out := []Key{}
 	err := s.call(ctx, "list keys", func(ctx context.Context) error {
-		rows, err := s.queries.ListKeys(ctx, string(team), maxKeys)
+		rows, err := s.queries.ListKeys(ctx, string(team), MaxKeys)
 		for _, row := range rows {
 			k, err := key(row)
 			if err != nil {

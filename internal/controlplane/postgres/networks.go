@@ -52,7 +52,7 @@ func (s networkStore) SetNetworkPolicy(ctx context.Context, of PolicyOwner, poli
 			return err
 		}
 		if others > maxTemplatePolicies {
-			return wrenn.Errorf(wrenn.Exhausted, "the team has %d network policies of templates, which is the limit: set those of deleted templates to allow everything", maxTemplatePolicies)
+			return wrenn.Errorf(wrenn.Exhausted, "the team has %d network policies of templates, which is a fixed limit: set those of deleted templates to allow everything", maxTemplatePolicies)
 		}
 		return q.SetNetworkPolicy(ctx, string(of.Team), of.Template, policy)
 	})

@@ -88,7 +88,7 @@ func (s templateStore) TagBuild(ctx context.Context, team wrenn.TeamID, target w
 func checkNames(ctx context.Context, q *dbsqlc.Queries, team string, limits Limits) error {
 	n, err := q.CountNames(ctx, team)
 	if err == nil && int(n) > limits.Templates {
-		err = wrenn.Errorf(wrenn.Exhausted, "the team is at its limit of %d templates: delete one first", limits.Templates)
+		err = wrenn.Errorf(wrenn.Exhausted, "the team is at its limit of %d templates: delete one first; the operator sets the limit as limits.templates", limits.Templates)
 	}
 	return err
 }

@@ -95,13 +95,22 @@ func checkLimits(ctx context.Context, q *dbsqlc.Queries, sandboxes []wrenn.Sandb
 	}
 	limits = limits.of(own.MaxSandboxes, own.MaxMemoryMB)
 	if n := len(sandboxes); int(own.UsedSandboxes)+n > limits.Sandboxes {
-		return wrenn.Errorf(wrenn.Exhausted, "the team has %d sandboxes of at most %d, which leaves no room for %d: delete some first", own.UsedSandboxes, limits.Sandboxes, n)
+		return wrenn.Errorf(wrenn.Exhausted, "the team has %d sandboxes of at most %d, which leaves no room for %d: delete some first; %s", own.UsedSandboxes, limits.Sandboxes, n, setBy("limits.sandboxes", own.MaxSandboxes != nil, "max_sandboxes"))
 	}
 	memory := len(sandboxes) * sandboxes[0].MemoryMiB
 	if own.UsedMemoryMB+int64(memory) > int64(limits.TeamMemoryMB) {
-		return wrenn.Errorf(wrenn.Exhausted, "the team's sandboxes have %d MB of memory of at most %d MB together: pause or delete some first, or ask for less than %d MB", own.UsedMemoryMB, limits.TeamMemoryMB, memory)
+		return wrenn.Errorf(wrenn.Exhausted, "the team's sandboxes have %d MB of memory of at most %d MB together: pause or delete some first, or ask for less than %d MB; %s", own.UsedMemoryMB, limits.TeamMemoryMB, memory, setBy("limits.team_memory_mb", own.MaxMemoryMB != nil, "max_memory_mb"))
 	}
 	return nil
+}
+
+// setBy says in an error who changes a limit: the operator, by a setting of the
+// configuration, or by a column of the team's row if that has its own limit.
+func setBy(setting string, own bool, column string) string {
+	if own {
+		return "the operator sets the limit for this team, as " + column
+	}
+	return "the operator sets the limit as " + setting
 }
 
 // of returns the limits of a team whose row may have its own values.
@@ -133,8 +142,8 @@ func (s *Store) ResumeSandbox(ctx context.Context, sb *wrenn.Sandbox, limits Lim
 			return err
 		}
 		if limits := limits.of(use.MaxSandboxes, use.MaxMemoryMB); !sb.Moving && use.UsedMemoryMB > int64(limits.TeamMemoryMB) {
-			return wrenn.Errorf(wrenn.Exhausted, "with this one the team's running sandboxes would have %d MB of memory of at most %d MB together: pause or delete some first; it stays paused",
-				use.UsedMemoryMB, limits.TeamMemoryMB)
+			return wrenn.Errorf(wrenn.Exhausted, "with this one the team's running sandboxes would have %d MB of memory of at most %d MB together: pause or delete some first; it stays paused; %s",
+				use.UsedMemoryMB, limits.TeamMemoryMB, setBy("limits.team_memory_mb", use.MaxMemoryMB != nil, "max_memory_mb"))
 		}
 		out = sandbox(dbsqlc.Sandbox(row))
 		return nil

@@ -34,7 +34,7 @@ func (s secretStore) CreateSecret(ctx context.Context, secret wrenn.Secret, seal
 		case now.Named > 0:
 			return wrenn.Errorf(wrenn.AlreadyExists, "the team has a secret %s already", secret.Name)
 		case int(now.Secrets) >= limits.Secrets:
-			return wrenn.Errorf(wrenn.Exhausted, "the team is at its limit of %d secrets: delete one first", limits.Secrets)
+			return wrenn.Errorf(wrenn.Exhausted, "the team is at its limit of %d secrets: delete one first; the operator sets the limit as limits.secrets", limits.Secrets)
 		}
 		row, err := q.InsertSecret(ctx, dbsqlc.InsertSecretParams{
 			ID: string(secret.ID), TeamID: string(sealed.Team), Name: secret.Name, Metadata: orEmpty(secret.Metadata), Sealed: sealed.Value, KeyID: sealed.KeyID,

@@ -36,9 +36,9 @@ func (s templateStore) BeginBuild(ctx context.Context, g wrenn.Build, limits Lim
 		case now.BuildingThis > 0:
 			return wrenn.Errorf(wrenn.AlreadyExists, "template %s is being built already: wait for that build, or delete the template to end it", name)
 		case int(now.Building) >= limits.Builds:
-			return wrenn.Errorf(wrenn.Exhausted, "the team is at its limit of %d builds at a time: wait for one", now.Building)
+			return wrenn.Errorf(wrenn.Exhausted, "the team is at its limit of %d builds at a time: wait for one; the operator sets the limit as limits.builds", now.Building)
 		case int(templates)+len(g.MoreTags) >= limits.Templates:
-			return wrenn.Errorf(wrenn.Exhausted, "the team is at its limit of %d templates: delete one first", limits.Templates)
+			return wrenn.Errorf(wrenn.Exhausted, "the team is at its limit of %d templates: delete one first; the operator sets the limit as limits.templates", limits.Templates)
 		}
 		err = errors.Join(q.DropFailedBuilds(ctx, team, name.Name, name.Tag), q.DropLines(ctx, team, name.Name, name.Tag))
 		if err != nil {

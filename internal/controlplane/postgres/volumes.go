@@ -26,9 +26,9 @@ func (s volumeStore) BeginVolume(ctx context.Context, v wrenn.Volume, limits Lim
 		case now.Named > 0:
 			return wrenn.Errorf(wrenn.AlreadyExists, "the team has a volume %s already", v.Name)
 		case int(now.Volumes) >= limits.Volumes:
-			return wrenn.Errorf(wrenn.Exhausted, "the team is at its limit of %d volumes: delete one first", now.Volumes)
+			return wrenn.Errorf(wrenn.Exhausted, "the team is at its limit of %d volumes: delete one first; the operator sets the limit as limits.volumes", now.Volumes)
 		case now.SizeMib+int64(v.SizeMiB) > int64(limits.TeamVolumeMiB):
-			return wrenn.Errorf(wrenn.Exhausted, "the team's volumes have %d MiB of at most %d MiB together: delete one first, or ask for less than %d MiB", now.SizeMib, limits.TeamVolumeMiB, v.SizeMiB)
+			return wrenn.Errorf(wrenn.Exhausted, "the team's volumes have %d MiB of at most %d MiB together: delete one first, or ask for less than %d MiB; the operator sets the limit as limits.team_volume_mib", now.SizeMib, limits.TeamVolumeMiB, v.SizeMiB)
 		}
 		return q.InsertVolume(ctx, dbsqlc.InsertVolumeParams{
 			ID: string(v.ID), TeamID: string(v.Team), Name: v.Name, HostID: string(v.Host), SizeMib: clampInt32(v.SizeMiB), Worker: &s.worker,

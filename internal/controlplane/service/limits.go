@@ -20,7 +20,7 @@ const (
 )
 
 // Limits bound a team, by default to 100 sandboxes, 256 GiB of memory, 100
-// templates, 4 builds 100 volumes of 1 TiB together and 100 secrets, and each of its sandboxes.
+// templates, 4 builds, 100 volumes of 1 TiB together and 100 secrets, and each of its sandboxes.
 type Limits struct {
 	postgres.Limits
 	VCPUs       int           // default 8
@@ -28,6 +28,10 @@ type Limits struct {
 	DiskMB      int           // default 20480
 	Timeout     time.Duration // default 30 days
 	ExecTimeout time.Duration // of one command; default 24 h
+
+	// These only show what package admission allows, with the same defaults.
+	RequestsPerSecond          float64
+	RequestBurst, OpenRequests int
 }
 
 func (l Limits) withDefaults() Limits {
@@ -39,6 +43,7 @@ func (l Limits) withDefaults() Limits {
 		},
 		VCPUs: cmp.Or(l.VCPUs, 8), MemoryMB: cmp.Or(l.MemoryMB, 16<<10), DiskMB: cmp.Or(l.DiskMB, 20<<10),
 		Timeout: cmp.Or(l.Timeout, 30*24*time.Hour), ExecTimeout: cmp.Or(l.ExecTimeout, 24*time.Hour),
+		RequestsPerSecond: cmp.Or(l.RequestsPerSecond, 500), RequestBurst: cmp.Or(l.RequestBurst, 1000), OpenRequests: cmp.Or(l.OpenRequests, 1000),
 	}
 }
 
@@ -61,9 +66,9 @@ func (l Limits) timeout(d, byDefault time.Duration) (time.Duration, error) {
 func (l Limits) checkSize(size wrenn.Size) error {
 	switch {
 	case size.VCPUs < 1 || size.VCPUs > l.VCPUs:
-		return wrenn.Errorf(wrenn.Invalid, "a sandbox has 1 to %d vCPUs, not %d", l.VCPUs, size.VCPUs)
+		return wrenn.Errorf(wrenn.Invalid, "a sandbox has 1 to %d vCPUs, not %d: ask for fewer, or have the operator raise limits.vcpus of the control plane", l.VCPUs, size.VCPUs)
 	case size.MemoryMiB < minMemoryMB || size.MemoryMiB > l.MemoryMB:
-		return wrenn.Errorf(wrenn.Invalid, "a sandbox has %d to %d MB of memory, not %d", minMemoryMB, l.MemoryMB, size.MemoryMiB)
+		return wrenn.Errorf(wrenn.Invalid, "a sandbox has %d to %d MB of memory, not %d: ask for less, or have the operator raise limits.memory_mb of the control plane", minMemoryMB, l.MemoryMB, size.MemoryMiB)
 	}
 	return nil
 }

@@ -44,6 +44,8 @@ type Config struct {
 	KeepEnded time.Duration
 	// KeepAudit is how long entries of the audit log are kept; 0 is for good.
 	KeepAudit time.Duration
+	// KeepUsage is how long the use of teams is kept; 0 is for good.
+	KeepUsage time.Duration
 	// Authority signs the certificates of hosts that join; without one none can.
 	Authority *authority.Authority
 	// Reviewer lets hosts join by a service account of Kubernetes; nil lets none.
@@ -112,6 +114,7 @@ type Service struct {
 	*Keys
 	*Ports
 	*Audit
+	*Accounts
 	*HostAdmin
 	*Operator
 
@@ -124,6 +127,8 @@ type Service struct {
 	deliverer             *deliverer
 	retention, oldEntries *retention
 	oldDeliveries         *retention
+	usage                 *usageCounter
+	oldUsage              *retention
 }
 
 // New returns a service over a database that is migrated. It does not wait
@@ -148,7 +153,7 @@ func New(cfg Config, store *postgres.Store, log *slog.Logger) (*Service, error) 
 	hooks := &Webhooks{core: c, sender: webhook.New(cfg.Webhooks.Config)}
 	return &Service{
 		Sandboxes: &Sandboxes{c}, Snapshots: &Snapshots{c}, Commands: &Commands{c}, Files: &Files{c},
-		Templates: &Templates{core: c, builds: builds}, Volumes: &Volumes{c}, VolumeFiles: &VolumeFiles{c}, Secrets: &Secrets{c}, Networks: &Networks{c}, Webhooks: hooks, Keys: keys, Ports: newPorts(c), Audit: newAudit(store, log), HostAdmin: &HostAdmin{core: c, joins: joinLimit(), reviewer: cfg.Reviewer}, Operator: &Operator{c},
+		Templates: &Templates{core: c, builds: builds}, Volumes: &Volumes{c}, VolumeFiles: &VolumeFiles{c}, Secrets: &Secrets{c}, Networks: &Networks{c}, Webhooks: hooks, Keys: keys, Ports: newPorts(c), Audit: newAudit(store, log), Accounts: &Accounts{c}, HostAdmin: &HostAdmin{core: c, joins: joinLimit(), reviewer: cfg.Reviewer}, Operator: &Operator{c},
 		core: c, builder: &builder{core: c, builds: builds},
 		templates:     &templateReconciler{core: c, every: cfg.ReconcileEvery, reported: map[wrenn.BuildID]bool{}},
 		volumes:       &volumeReconciler{core: c, every: cfg.ReconcileEvery},
@@ -158,6 +163,8 @@ func New(cfg Config, store *postgres.Store, log *slog.Logger) (*Service, error) 
 		deliverer:     newDeliverer(hooks, cfg.Webhooks),
 		oldDeliveries: &retention{what: "old deliveries of webhooks", drop: store.DropDeliveries, keep: keepDeliveries, every: retentionEvery, log: log},
 		oldEntries:    &retention{what: "old entries of the audit log", drop: store.DropAuditEntries, keep: cfg.KeepAudit, every: retentionEvery, log: log},
+		usage:         &usageCounter{store: store, log: log},
+		oldUsage:      &retention{what: "use of teams long ago", drop: store.DropUsage, keep: cfg.KeepUsage, every: retentionEvery, log: log},
 	}, nil
 }
 
@@ -181,7 +188,7 @@ func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, part := range []func(context.Context) error{
 		s.core.registerWorker, s.core.writeReleases, s.core.hosts.run, s.core.reconciler.Run,
-		s.flushing.run, s.builder.run, s.templates.run, s.volumes.run, s.drainer.run, s.runAudit, s.retention.run, s.oldEntries.run, s.runReseal,
+		s.flushing.run, s.builder.run, s.templates.run, s.volumes.run, s.drainer.run, s.runAudit, s.retention.run, s.oldEntries.run, s.oldUsage.run, s.usage.run, s.runReseal,
 		s.deliverer.run, s.deliverer.runCrowded, s.oldDeliveries.run,
 	} {
 		g.Go(func() error { return part(ctx) })

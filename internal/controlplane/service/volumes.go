@@ -33,7 +33,7 @@ func (s *Volumes) CreateVolume(ctx context.Context, c Caller, req CreateVolume) 
 	}
 	v := wrenn.Volume{ID: wrenn.NewVolumeID(), Team: c.Team, Name: req.Name, SizeMiB: cmp.Or(req.SizeMiB, min(defaultVolumeMiB, s.limits.TeamVolumeMiB))}
 	if v.SizeMiB < minVolumeMiB || v.SizeMiB > s.limits.TeamVolumeMiB {
-		return nil, wrenn.Errorf(wrenn.Invalid, "a volume has %d to %d MiB, not %d", minVolumeMiB, s.limits.TeamVolumeMiB, v.SizeMiB)
+		return nil, wrenn.Errorf(wrenn.Invalid, "a volume has %d to %d MiB, not %d: ask for less, or have the operator raise limits.team_volume_mib of the control plane", minVolumeMiB, s.limits.TeamVolumeMiB, v.SizeMiB)
 	}
 	s.hosts.waitForPings(ctx)
 	host, err := s.hosts.ofNewVolume()

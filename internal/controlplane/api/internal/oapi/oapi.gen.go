@@ -337,6 +337,45 @@ func (e HostStatus) Valid() bool {
 	}
 }
 
+// Defines values for LimitChangedBy.
+const (
+	LimitChangedByConfiguration LimitChangedBy = "configuration"
+	LimitChangedByFixed         LimitChangedBy = "fixed"
+	LimitChangedByTeam          LimitChangedBy = "team"
+)
+
+// Valid indicates whether the value is a known member of the LimitChangedBy enum.
+func (e LimitChangedBy) Valid() bool {
+	switch e {
+	case LimitChangedByConfiguration:
+		return true
+	case LimitChangedByFixed:
+		return true
+	case LimitChangedByTeam:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for LimitOf.
+const (
+	LimitOfSandbox LimitOf = "sandbox"
+	LimitOfTeam    LimitOf = "team"
+)
+
+// Valid indicates whether the value is a known member of the LimitOf enum.
+func (e LimitOf) Valid() bool {
+	switch e {
+	case LimitOfSandbox:
+		return true
+	case LimitOfTeam:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for NetworkEventVerdict.
 const (
 	NetworkEventVerdictAllowed NetworkEventVerdict = "allowed"
@@ -559,6 +598,24 @@ func (e State) Valid() bool {
 	case StateStopped:
 		return true
 	case StateStopping:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for UsageStep.
+const (
+	Day  UsageStep = "day"
+	Hour UsageStep = "hour"
+)
+
+// Valid indicates whether the value is a known member of the UsageStep enum.
+func (e UsageStep) Valid() bool {
+	switch e {
+	case Day:
+		return true
+	case Hour:
 		return true
 	default:
 		return false
@@ -1334,6 +1391,39 @@ type Key struct {
 	Scopes []Scope `json:"scopes"`
 }
 
+// Limit defines model for Limit.
+type Limit struct {
+	Allowed float64 `json:"allowed"`
+
+	// ChangedBy `configuration`: the operator changes it for all teams, as `setting` of the control plane's configuration;
+	// `team`: the operator has set it for this team, as `setting` of the team's row in the database;
+	// `fixed`: it cannot be changed.
+	ChangedBy LimitChangedBy `json:"changed_by"`
+
+	// Name Such as sandboxes. New limits have new names.
+	Name string `json:"name"`
+
+	// Of `team`: of all that the team has; `sandbox`: of each sandbox.
+	Of LimitOf `json:"of"`
+
+	// Setting Empty when it is fixed.
+	Setting string `json:"setting"`
+
+	// Unit Such as MiB or s; empty for a number of things.
+	Unit string `json:"unit"`
+
+	// Used What the team has now; absent where that has no meaning or is not counted.
+	Used *float64 `json:"used,omitempty"`
+}
+
+// LimitChangedBy `configuration`: the operator changes it for all teams, as `setting` of the control plane's configuration;
+// `team`: the operator has set it for this team, as `setting` of the team's row in the database;
+// `fixed`: it cannot be changed.
+type LimitChangedBy string
+
+// LimitOf `team`: of all that the team has; `sandbox`: of each sandbox.
+type LimitOf string
+
 // Metadata Your own labels, to find the sandbox again. Keys of at most 128 bytes, values of at most 1024.
 type Metadata map[string]string
 
@@ -1845,6 +1935,84 @@ type UpdateWebhook struct {
 	URL *WebhookURL `json:"url,omitempty"`
 }
 
+// Usage defines model for Usage.
+type Usage struct {
+	// CountedFrom Nothing before this was counted.
+	CountedFrom time.Time `json:"counted_from"`
+
+	// CountedUntil Nothing after this is counted yet.
+	CountedUntil time.Time    `json:"counted_until"`
+	From         time.Time    `json:"from"`
+	Step         UsageStep    `json:"step"`
+	Steps        []UsedInStep `json:"steps"`
+	To           time.Time    `json:"to"`
+
+	// Total Each `_seconds` is an amount times the seconds for which it was there: two vCPUs for a minute are 120 `vcpu_seconds`,
+	// also when they are idle.
+	Total Used `json:"total"`
+}
+
+// UsageStep defines model for UsageStep.
+type UsageStep string
+
+// Used Each `_seconds` is an amount times the seconds for which it was there: two vCPUs for a minute are 120 `vcpu_seconds`,
+// also when they are idle.
+type Used struct {
+	// Creates Sandboxes that were made, copies included, also those that did not start.
+	Creates int64 `json:"creates"`
+
+	// DiskMibSeconds Of the disks of running and paused sandboxes, by their sizes.
+	DiskMibSeconds float64 `json:"disk_mib_seconds"`
+
+	// MemoryMibSeconds Of running sandboxes.
+	MemoryMibSeconds float64 `json:"memory_mib_seconds"`
+
+	// PausedSeconds Of sandboxes while they were paused.
+	PausedSeconds float64 `json:"paused_seconds"`
+
+	// SandboxSeconds Of sandboxes while they ran.
+	SandboxSeconds float64 `json:"sandbox_seconds"`
+
+	// TemplateMibSeconds Of the files of built templates.
+	TemplateMibSeconds float64 `json:"template_mib_seconds"`
+
+	// VcpuSeconds Of running sandboxes.
+	VcpuSeconds float64 `json:"vcpu_seconds"`
+
+	// VolumeMibSeconds Of volumes, by their sizes.
+	VolumeMibSeconds float64 `json:"volume_mib_seconds"`
+}
+
+// UsedInStep defines model for UsedInStep.
+type UsedInStep struct {
+	// Creates Sandboxes that were made, copies included, also those that did not start.
+	Creates int64 `json:"creates"`
+
+	// DiskMibSeconds Of the disks of running and paused sandboxes, by their sizes.
+	DiskMibSeconds float64 `json:"disk_mib_seconds"`
+
+	// From When the step begins.
+	From time.Time `json:"from"`
+
+	// MemoryMibSeconds Of running sandboxes.
+	MemoryMibSeconds float64 `json:"memory_mib_seconds"`
+
+	// PausedSeconds Of sandboxes while they were paused.
+	PausedSeconds float64 `json:"paused_seconds"`
+
+	// SandboxSeconds Of sandboxes while they ran.
+	SandboxSeconds float64 `json:"sandbox_seconds"`
+
+	// TemplateMibSeconds Of the files of built templates.
+	TemplateMibSeconds float64 `json:"template_mib_seconds"`
+
+	// VcpuSeconds Of running sandboxes.
+	VcpuSeconds float64 `json:"vcpu_seconds"`
+
+	// VolumeMibSeconds Of volumes, by their sizes.
+	VolumeMibSeconds float64 `json:"volume_mib_seconds"`
+}
+
 // User The user in the sandbox; the template's default user when absent.
 type User = string
 
@@ -2224,6 +2392,19 @@ type GetGenerationParams struct {
 	From *int64 `form:"from,omitempty" json:"from,omitempty"`
 }
 
+// GetUsageParams defines parameters for GetUsage.
+type GetUsageParams struct {
+	// From The begin, which is rounded down to a whole step; by default 7 days before `to`.
+	From *time.Time `form:"from,omitempty" json:"from,omitempty"`
+
+	// To The end, which is rounded up to a whole step; by default now. There are at most 1000 steps.
+	To   *time.Time `form:"to,omitempty" json:"to,omitempty"`
+	Step *UsageStep `form:"step,omitempty" json:"step,omitempty"`
+
+	// Team The name of a team; by default that of the key. For another a key needs the scope `operator`.
+	Team *string `form:"team,omitempty" json:"team,omitempty"`
+}
+
 // DeleteVolumeFileParams defines parameters for DeleteVolumeFile.
 type DeleteVolumeFileParams struct {
 	// Path The path from the root of the volume.
@@ -2427,6 +2608,9 @@ type ServerInterface interface {
 	// RevokeKey Revoke an API key
 	// (DELETE /v1/keys/{id})
 	RevokeKey(w http.ResponseWriter, r *http.Request, id string)
+	// ListLimits List the limits of the team
+	// (GET /v1/limits)
+	ListLimits(w http.ResponseWriter, r *http.Request)
 	// ListSandboxes List sandboxes
 	// (GET /v1/sandboxes)
 	ListSandboxes(w http.ResponseWriter, r *http.Request, params ListSandboxesParams)
@@ -2565,6 +2749,9 @@ type ServerInterface interface {
 	// SetTemplateNetwork Set a template's network policy
 	// (PUT /v1/templates/{template}/network)
 	SetTemplateNetwork(w http.ResponseWriter, r *http.Request, template TemplateName)
+	// GetUsage Show what the team used
+	// (GET /v1/usage)
+	GetUsage(w http.ResponseWriter, r *http.Request, params GetUsageParams)
 	// ListVolumes List volumes
 	// (GET /v1/volumes)
 	ListVolumes(w http.ResponseWriter, r *http.Request)
@@ -2730,6 +2917,12 @@ func (_ Unimplemented) CreateKey(w http.ResponseWriter, r *http.Request) {
 // RevokeKey Revoke an API key
 // (DELETE /v1/keys/{id})
 func (_ Unimplemented) RevokeKey(w http.ResponseWriter, r *http.Request, id string) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// ListLimits List the limits of the team
+// (GET /v1/limits)
+func (_ Unimplemented) ListLimits(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -3006,6 +3199,12 @@ func (_ Unimplemented) GetTemplateNetwork(w http.ResponseWriter, r *http.Request
 // SetTemplateNetwork Set a template's network policy
 // (PUT /v1/templates/{template}/network)
 func (_ Unimplemented) SetTemplateNetwork(w http.ResponseWriter, r *http.Request, template TemplateName) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// GetUsage Show what the team used
+// (GET /v1/usage)
+func (_ Unimplemented) GetUsage(w http.ResponseWriter, r *http.Request, params GetUsageParams) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -3535,6 +3734,20 @@ func (siw *ServerInterfaceWrapper) RevokeKey(w http.ResponseWriter, r *http.Requ
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.RevokeKey(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListLimits operation middleware
+func (siw *ServerInterfaceWrapper) ListLimits(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListLimits(w, r)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -5102,6 +5315,78 @@ func (siw *ServerInterfaceWrapper) SetTemplateNetwork(w http.ResponseWriter, r *
 	handler.ServeHTTP(w, r)
 }
 
+// GetUsage operation middleware
+func (siw *ServerInterfaceWrapper) GetUsage(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetUsageParams
+
+	// ------------- Optional query parameter "from" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "from", r.URL.Query(), &params.From, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "from"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "from", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "to" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "to", r.URL.Query(), &params.To, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "to"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "to", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "step" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "step", r.URL.Query(), &params.Step, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "step"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "step", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "team" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "team", r.URL.Query(), &params.Team, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "team"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "team", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetUsage(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // ListVolumes operation middleware
 func (siw *ServerInterfaceWrapper) ListVolumes(w http.ResponseWriter, r *http.Request) {
 
@@ -6101,6 +6386,12 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 	})
 	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/audit", wrapper.ListAuditEntries)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/usage", wrapper.GetUsage)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/limits", wrapper.ListLimits)
 	})
 	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/health", wrapper.GetHealth)
@@ -9372,6 +9663,165 @@ func (response RevokeKey503JSONResponse) VisitRevokeKeyResponse(w http.ResponseW
 type RevokeKey504JSONResponse struct{ TimedOutJSONResponse }
 
 func (response RevokeKey504JSONResponse) VisitRevokeKeyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListLimitsRequestObject struct {
+}
+
+type ListLimitsResponseObject interface {
+	VisitListLimitsResponse(w http.ResponseWriter) error
+}
+
+type ListLimits200ResponseHeaders struct {
+	XRequestID *string
+}
+
+type ListLimits200JSONResponse struct {
+	Body    []Limit
+	Headers ListLimits200ResponseHeaders
+}
+
+func (response ListLimits200JSONResponse) VisitListLimitsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListLimits400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response ListLimits400JSONResponse) VisitListLimitsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListLimits401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response ListLimits401JSONResponse) VisitListLimitsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListLimits403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response ListLimits403JSONResponse) VisitListLimitsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListLimits429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response ListLimits429JSONResponse) VisitListLimitsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListLimits500JSONResponse struct{ InternalJSONResponse }
+
+func (response ListLimits500JSONResponse) VisitListLimitsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListLimits503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response ListLimits503JSONResponse) VisitListLimitsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListLimits504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response ListLimits504JSONResponse) VisitListLimitsResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -18942,6 +19392,183 @@ func (response SetTemplateNetwork504JSONResponse) VisitSetTemplateNetworkRespons
 	return err
 }
 
+type GetUsageRequestObject struct {
+	Params GetUsageParams
+}
+
+type GetUsageResponseObject interface {
+	VisitGetUsageResponse(w http.ResponseWriter) error
+}
+
+type GetUsage200ResponseHeaders struct {
+	XRequestID *string
+}
+
+type GetUsage200JSONResponse struct {
+	Body    Usage
+	Headers GetUsage200ResponseHeaders
+}
+
+func (response GetUsage200JSONResponse) VisitGetUsageResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetUsage400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response GetUsage400JSONResponse) VisitGetUsageResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetUsage401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response GetUsage401JSONResponse) VisitGetUsageResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetUsage403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response GetUsage403JSONResponse) VisitGetUsageResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetUsage404JSONResponse struct{ NotFoundJSONResponse }
+
+func (response GetUsage404JSONResponse) VisitGetUsageResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetUsage429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response GetUsage429JSONResponse) VisitGetUsageResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetUsage500JSONResponse struct{ InternalJSONResponse }
+
+func (response GetUsage500JSONResponse) VisitGetUsageResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetUsage503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response GetUsage503JSONResponse) VisitGetUsageResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetUsage504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response GetUsage504JSONResponse) VisitGetUsageResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListVolumesRequestObject struct {
 }
 
@@ -22329,6 +22956,9 @@ type StrictServerInterface interface {
 	// RevokeKey Revoke an API key
 	// (DELETE /v1/keys/{id})
 	RevokeKey(ctx context.Context, request RevokeKeyRequestObject) (RevokeKeyResponseObject, error)
+	// ListLimits List the limits of the team
+	// (GET /v1/limits)
+	ListLimits(ctx context.Context, request ListLimitsRequestObject) (ListLimitsResponseObject, error)
 	// ListSandboxes List sandboxes
 	// (GET /v1/sandboxes)
 	ListSandboxes(ctx context.Context, request ListSandboxesRequestObject) (ListSandboxesResponseObject, error)
@@ -22467,6 +23097,9 @@ type StrictServerInterface interface {
 	// SetTemplateNetwork Set a template's network policy
 	// (PUT /v1/templates/{template}/network)
 	SetTemplateNetwork(ctx context.Context, request SetTemplateNetworkRequestObject) (SetTemplateNetworkResponseObject, error)
+	// GetUsage Show what the team used
+	// (GET /v1/usage)
+	GetUsage(ctx context.Context, request GetUsageRequestObject) (GetUsageResponseObject, error)
 	// ListVolumes List volumes
 	// (GET /v1/volumes)
 	ListVolumes(ctx context.Context, request ListVolumesRequestObject) (ListVolumesResponseObject, error)
@@ -23042,6 +23675,30 @@ func (sh *strictHandler) RevokeKey(w http.ResponseWriter, r *http.Request, id st
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(RevokeKeyResponseObject); ok {
 		if err := validResponse.VisitRevokeKeyResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ListLimits operation middleware
+func (sh *strictHandler) ListLimits(w http.ResponseWriter, r *http.Request) {
+	var request ListLimitsRequestObject
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ListLimits(ctx, request.(ListLimitsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListLimits")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ListLimitsResponseObject); ok {
+		if err := validResponse.VisitListLimitsResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {
@@ -24369,6 +25026,32 @@ func (sh *strictHandler) SetTemplateNetwork(w http.ResponseWriter, r *http.Reque
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(SetTemplateNetworkResponseObject); ok {
 		if err := validResponse.VisitSetTemplateNetworkResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetUsage operation middleware
+func (sh *strictHandler) GetUsage(w http.ResponseWriter, r *http.Request, params GetUsageParams) {
+	var request GetUsageRequestObject
+
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetUsage(ctx, request.(GetUsageRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetUsage")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetUsageResponseObject); ok {
+		if err := validResponse.VisitGetUsageResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -35,6 +35,13 @@ type AuditEntry struct {
 	Status    int32
 }
 
+type EndedVolume struct {
+	TeamID    string
+	SizeMib   int32
+	CreatedAt time.Time
+	EndedAt   time.Time
+}
+
 type Host struct {
 	ID               string
 	URL              string
@@ -194,6 +201,19 @@ type Team struct {
 	UsedMemoryMB  int64
 }
 
+type TeamUsage struct {
+	TeamID        string
+	Hour          time.Time
+	Creates       int64
+	SandboxMs     int64
+	PausedMs      int64
+	VcpuMs        int64
+	MemoryMibMs   int64
+	DiskMibMs     int64
+	VolumeMibMs   int64
+	TemplateMibMs int64
+}
+
 type Template struct {
 	TeamID       string
 	Name         string
@@ -255,6 +275,13 @@ type UnknownSandbox struct {
 	Reason      string
 	FirstSeenAt time.Time
 	LastSeenAt  time.Time
+}
+
+type UsageProgress struct {
+	OnlyOne      bool
+	CountedFrom  time.Time
+	SettledUntil time.Time
+	CountedUntil time.Time
 }
 
 type Volume struct {

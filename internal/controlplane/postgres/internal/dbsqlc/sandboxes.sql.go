@@ -139,12 +139,13 @@ const dropEndedSandboxes = `-- name: DropEndedSandboxes :execrows
 WITH old AS (
     SELECT id FROM sandboxes
     WHERE state IN ('stopped', 'failed') AND updated_at < clock_timestamp() - make_interval(secs => $1)
+        AND updated_at < (SELECT settled_until - interval '1 minute' FROM usage_progress)
     ORDER BY updated_at LIMIT $2 FOR UPDATE SKIP LOCKED
 )
 DELETE FROM sandboxes USING old WHERE sandboxes.id = old.id
 `
 
-// With their events. A row that another replica deletes now is left to it.
+// With their events, from which use is counted: not before the hour of their end is settled. A row that another replica deletes now is left to it.
 func (q *Queries) DropEndedSandboxes(ctx context.Context, retention float64, batch int32) (int64, error) {
 	result, err := q.db.Exec(ctx, dropEndedSandboxes, retention, batch)
 	if err != nil {
