@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"wrenn/client"
+	"wrenn/internal/pgtest"
 	"wrenn/internal/testkit"
 	"wrenn/internal/testkit/browser"
 )
@@ -256,6 +257,16 @@ func (d *dash) others(t *testing.T) {
 	d.look(t, "keys")
 	d.do(t, `location.hash = "#/audit"; await until("entries", () => document.querySelector("tbody tr"));`)
 	d.look(t, "audit")
+	store := pgtest.Open(t, d.database)
+	now, err := store.Now(t.Context())
+	testkit.Must(t, err)
+	_, err = store.CountUsage(t.Context(), now) // the control plane does so every minute
+	testkit.Must(t, err)
+	d.do(t, `location.hash = "#/usage"; await press("30 days"); await until("days", () => named("30 days")?.ariaPressed === "true" && all("figure svg rect").length >= 8 * 30);
+		await until("the sandboxes that were made", () => Number(document.querySelector("tr.total td")?.innerText) >= 3);`)
+	d.look(t, "usage")
+	d.do(t, `location.hash = "#/limits"; await shows("Sandboxes, paused ones included"); await shows("limits.sandboxes"); await until("bars", () => all("table svg").length >= 8);`)
+	d.look(t, "limits")
 	d.do(t, `location.hash = "#/hosts"; await until("hosts", () => document.querySelector(".hosts .card") || document.body.innerText.includes("For the operator"));`)
 	d.look(t, "hosts")
 }
