@@ -106,7 +106,7 @@ func Open(tb testing.TB, url string) *Tab {
 		}
 		tb.Skip("chromium is not installed: apt-get install chromium")
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(tb.Context()), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(tb.Context()), 10*time.Minute) // longer than any test, also on a busy machine
 	cmd := exec.CommandContext(ctx, program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
 		"--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--remote-debugging-port=0", "--user-data-dir="+profile(tb), "about:blank")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
