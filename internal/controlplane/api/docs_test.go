@@ -43,7 +43,12 @@ const tryIt = `(async () => {
 	const box = "#operations-sandboxes-listSandboxes ";
 	const find = css => () => document.querySelector(box + css);
 	(await until("listSandboxes", find(".opblock-summary-control"))).click();
-	ui.preauthorizeApiKey("apiKey", %q);
+	(await until("a button for keys", () => document.querySelector(".btn.authorize"))).click();
+	const field = await until("a field for the key", () => document.querySelector(".auth-container input"));
+	Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value").set.call(field, %q);
+	field.dispatchEvent(new Event("input", {bubbles: true}));
+	field.closest("form").querySelector("button[type=submit]").click();
+	(await until("a button to close", () => document.querySelector(".btn-done"))).click();
 	(await until("a button to try", find(".try-out__btn"))).click();
 	(await until("a button to execute", find(".btn.execute"))).click();
 	const answer = await until("an answer", find(".live-responses-table .response .response-col_status"));
@@ -54,6 +59,27 @@ const tryIt = `(async () => {
 		body: document.querySelector(box + ".live-responses-table tbody").innerText,
 		elsewhere: performance.getEntriesByType("resource").map(r => r.name).filter(n => !n.startsWith(location.origin) && !n.startsWith("data:")),
 	});
+})()`
+
+// afterReload waits for the operation of the address, which is open, and the key of
+// before. It returns the documented answers before and after the errors are shown.
+const afterReload = `(async () => {
+	const until = async (what, find) => {
+		for (let i = 0; i < 600; i++) {
+			const found = find();
+			if (found) return found;
+			await new Promise(done => setTimeout(done, 100));
+		}
+		throw new Error("the page never had " + what + ": " + document.body.innerText.slice(0, 500));
+	};
+	const codes = () => [...document.querySelectorAll("#operations-sandboxes-listSandboxes .response:not(.live) .response-col_status")]
+		.map(e => e.innerText.trim()).filter(text => /^[0-9]+$/.test(text)).join(",");
+	const button = await until("a button for errors", () => document.querySelector("#operations-sandboxes-listSandboxes button.errors"));
+	await until("the key of before", () => ui.authSelectors.authorized().getIn(["apiKey", "value"]));
+	const before = codes();
+	button.click();
+	await until("errors", () => codes() !== before);
+	return before + " then " + codes();
 })()`
 
 // otherDocument returns what the page shows now.
@@ -88,6 +114,10 @@ func TestDocsInABrowser(t *testing.T) {
 	}
 	if len(shown.Elsewhere) > 0 {
 		t.Errorf("the page loads from elsewhere: %v", shown.Elsewhere)
+	}
+	tab.Navigate(t, "http://"+server.address+"/docs?again#/sandboxes/listSandboxes")
+	if text := tab.Evaluate(t, afterReload); text != "200 then 200,400,401,403,429,500,503,504" {
+		t.Errorf("after a reload there is %s", text)
 	}
 	tab.Navigate(t, "http://"+server.address+"/docs?api=e2b")
 	compatible, err := openapi3.NewLoader().LoadFromData(api.E2B)
