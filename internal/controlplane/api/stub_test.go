@@ -535,7 +535,7 @@ func (s *stub) Usage(_ context.Context, c service.Caller, q service.UsageQuery) 
 		return nil, wrenn.Errorf(wrenn.NotFound, "there is no team %q", q.Team)
 	}
 	one := postgres.Usage{Begins: testTime, Creates: 1, Sandboxes: 1500, Paused: 2000, VCPUs: 3000, MemoryMiB: 4000, DiskMiB: 5000, VolumeMiB: 6000, TemplateMiB: 7000}
-	return &service.Usage{From: testTime, To: testTime, Step: q.Step, Counted: postgres.UsageProgress{From: testTime, Until: testTime}, Total: one, Steps: []postgres.Usage{one}}, nil
+	return &service.Usage{From: testTime, To: testTime, Step: cmp.Or(q.Step, "hour"), Counted: postgres.UsageProgress{From: testTime, Until: testTime}, Total: one, Steps: []postgres.Usage{one}}, nil
 }
 
 func (s *stub) Limits(_ context.Context, c service.Caller) ([]service.TeamLimit, error) {
