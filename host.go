@@ -53,6 +53,9 @@ type HostInfo struct {
 	Driver   string
 	Capacity Capacity
 	HasStore bool // paused sandboxes are stored where other hosts can fetch them
+	// TemplatesRevision changes when the host's builds or where they are stored do; 0 is
+	// not known.
+	TemplatesRevision uint64
 	HostFacts
 }
 
@@ -129,6 +132,11 @@ type ObservedSandbox struct {
 type Stored struct {
 	At  time.Time // since when
 	Key string
+}
+
+// IsTemplate reports whether the key is that of a build of a team.
+func (s Stored) IsTemplate(team TeamID, id BuildID) bool {
+	return team != "" && strings.HasPrefix(s.Key, "teams/"+string(team)+"/templates/"+string(id)+"/")
 }
 
 // IsOf reports whether the key is one of that team's.

@@ -95,6 +95,9 @@ type Sandbox struct {
 type SandboxSpec struct {
 	Template string  // its name
 	Build    BuildID // the build of Template to start from; "" for the base
+	// BuildKey is where Build is stored for hosts that do not have it; "" is nowhere.
+	// Rows of sandboxes do not have it.
+	BuildKey string
 	Size
 	// DiskMiB is the size of its disk; 0 is that of Build. A disk can be larger than
 	// the build's, not smaller.

@@ -130,6 +130,10 @@ type Build struct {
 	// variables of the source.
 	SizeBytes int64
 	Digest    string // of the container image
+	// Stored is where it is in the snapshot store; zero while it is on Host alone.
+	Stored Stored
+	// Platform is that of the host that built it.
+	Platform Platform
 
 	CreatedAt time.Time
 	UpdatedAt time.Time // of the last change of state
@@ -144,7 +148,16 @@ type BuildRequest struct {
 	ID    BuildID // of the result
 	Spec  TemplateSpec
 	Login RegistryLogin // for Spec.From.OCI
-	Team  TeamID        // whose files and cached layers the steps use; needed with steps
+	Team  TeamID        // whose files and cached layers the steps use, and who owns what is stored of the result; needed with steps
+	// BaseKey is where Spec.From.Template is stored, for a host that does not have it;
+	// "" is nowhere.
+	BaseKey string
+}
+
+// HostBuilds are the builds that a host has.
+type HostBuilds struct {
+	IDs    []BuildID
+	Stored map[BuildID]Stored // those that are in the snapshot store
 }
 
 // What a build does besides its numbered steps.

@@ -443,6 +443,10 @@ CREATE TABLE public.template_generations (
     finished_at timestamp with time zone,
     more_tags text[] DEFAULT '{}'::text[] NOT NULL,
     disk_mb integer DEFAULT 0 NOT NULL,
+    stored_key text DEFAULT ''::text NOT NULL,
+    stored_at timestamp with time zone,
+    platform jsonb DEFAULT '{}'::jsonb NOT NULL,
+    purge boolean DEFAULT false NOT NULL,
     CONSTRAINT template_generations_memory_mb_check CHECK ((memory_mb > 0)),
     CONSTRAINT template_generations_state CHECK ((state = ANY (ARRAY['building'::text, 'ready'::text, 'failed'::text, 'deleted'::text]))),
     CONSTRAINT template_generations_vcpus_check CHECK ((vcpus > 0))
@@ -645,6 +649,8 @@ CREATE UNIQUE INDEX template_generations_building ON public.template_generations
 CREATE INDEX template_generations_host ON public.template_generations USING btree (host_id) WHERE (state = 'ready'::text);
 
 CREATE INDEX template_generations_names ON public.template_generations USING btree (team_id, name, tag) WHERE (state <> 'deleted'::text);
+
+CREATE INDEX template_generations_purge ON public.template_generations USING btree (updated_at) WHERE purge;
 
 CREATE INDEX templates_generation ON public.templates USING btree (generation_id);
 

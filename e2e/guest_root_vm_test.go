@@ -221,7 +221,7 @@ func TestSnapshotAndRestore(t *testing.T) {
 	if _, err := h.Manager.Restore(t.Context(), wrenn.NewSandboxID(), "other"); wrenn.CodeOf(err) != wrenn.NotFound {
 		t.Errorf("Restore of a missing snapshot = %v, want not found", err)
 	}
-	if err := h.Manager.RemoveSnapshot(t.Context(), "kept"); err != nil {
+	if err := h.Manager.RemoveSnapshot(t.Context(), "kept", ""); err != nil {
 		t.Error(err)
 	}
 	if _, err := h.Manager.Restore(t.Context(), wrenn.NewSandboxID(), "kept"); wrenn.CodeOf(err) != wrenn.NotFound {

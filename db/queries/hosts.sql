@@ -21,10 +21,10 @@ INSERT INTO hosts (id, url) SELECT unnest(@ids::text[]), unnest(@urls::text[]) O
 UPDATE hosts SET status = @status WHERE id = @id AND status = ANY (@was::text[]) RETURNING *;
 
 -- name: HostContents :one
--- What would be lost with a host: sandboxes that have not ended, templates that are or become ready, and volumes.
+-- What would be lost with a host: sandboxes that have not ended, templates that become or are ready and are not stored, and volumes.
 SELECT
     (SELECT count(*) FROM sandboxes WHERE sandboxes.host_id = @id AND sandboxes.state NOT IN ('stopped', 'failed')) AS sandboxes,
-    (SELECT count(*) FROM template_generations g WHERE g.host_id = @id AND g.state IN ('building', 'ready')) AS builds,
+    (SELECT count(*) FROM template_generations g WHERE g.host_id = @id AND (g.state = 'building' OR g.state = 'ready' AND g.stored_key = '')) AS builds,
     (SELECT count(*) FROM volumes WHERE volumes.host_id = @id) AS volumes;
 
 -- name: FindHost :one

@@ -87,7 +87,7 @@ SELECT ranked.* FROM (
 
 -- name: DropUnnamedBuilds :exec
 -- The builds of a name to which no tag refers any more.
-UPDATE template_generations AS g SET state = 'deleted', reason = @reason, updated_at = clock_timestamp()
+UPDATE template_generations AS g SET state = 'deleted', reason = @reason, purge = true, updated_at = clock_timestamp()
 WHERE g.team_id = @team_id AND g.name = @name AND g.state = 'ready'
     AND NOT EXISTS (SELECT FROM templates t WHERE t.generation_id = g.id);
 
@@ -102,11 +102,13 @@ WHERE state = 'building' AND (worker IS NULL OR worker NOT IN (SELECT workers())
 RETURNING id;
 
 -- name: LoseBuild :execrows
-UPDATE template_generations SET state = 'failed', reason = @reason, updated_at = clock_timestamp() WHERE id = @id AND state = 'ready';
+-- One that is stored is not lost.
+UPDATE template_generations SET state = 'failed', reason = @reason, purge = true, updated_at = clock_timestamp()
+WHERE id = @id AND state = 'ready' AND stored_key = '';
 
 -- name: DeleteTemplate :many
 -- A builder finds out when it next writes the log. Builds that other tags refer to stay.
-UPDATE template_generations AS g SET state = 'deleted', reason = @reason, worker = NULL, updated_at = clock_timestamp()
+UPDATE template_generations AS g SET state = 'deleted', reason = @reason, worker = NULL, purge = true, updated_at = clock_timestamp()
 WHERE g.team_id = @team_id AND g.name = @name AND (g.tag = @tag OR g.state = 'ready') AND g.state <> 'deleted'
     AND NOT EXISTS (SELECT FROM templates t WHERE t.generation_id = g.id)
 RETURNING g.id, g.host_id;
@@ -149,11 +151,28 @@ ORDER BY CASE WHEN @backward THEN -timed.line ELSE timed.line END
 LIMIT @page_size;
 
 -- name: ReadyBuilds :many
-SELECT id FROM template_generations WHERE host_id = @host_id AND state = 'ready';
+-- Those that are on the host alone.
+SELECT id FROM template_generations WHERE host_id = @host_id AND state = 'ready' AND stored_key = '';
+
+-- name: SetBuildsStored :many
+-- Where a host has stored the builds that it made. A key of another team or build is left out.
+UPDATE template_generations AS g SET stored_key = added.key, stored_at = added.stored_at, platform = @platform
+FROM (SELECT unnest(@ids::text[]) AS id, unnest(@keys::text[]) AS key, unnest(@times::timestamptz[]) AS stored_at) AS added
+WHERE g.id = added.id AND g.host_id = @host_id AND g.state IN ('building', 'ready') AND g.stored_key = ''
+    AND starts_with(added.key, 'teams/' || g.team_id || '/templates/' || g.id || '/')
+RETURNING g.id;
+
+-- name: BuildsToPurge :many
+-- Builds that are not wanted any more, and whose objects may still be in the snapshot store.
+SELECT id, team_id FROM template_generations
+WHERE purge AND updated_at < clock_timestamp() - make_interval(secs => @older_than) ORDER BY updated_at LIMIT @at_most;
+
+-- name: BuildPurged :exec
+UPDATE template_generations SET purge = false, stored_key = '', stored_at = NULL WHERE id = @id;
 
 -- name: BuildStates :many
 -- settled: one that was replaced a moment ago may still be used by a create.
-SELECT id, state, (updated_at < clock_timestamp() - make_interval(secs => @older_than))::boolean AS settled
+SELECT id, team_id, state, (updated_at < clock_timestamp() - make_interval(secs => @older_than))::boolean AS settled
 FROM template_generations WHERE id = ANY (@ids::text[]);
 
 -- name: NamedBuild :one
@@ -182,5 +201,5 @@ DELETE FROM requested_builds WHERE id = @id;
 -- name: DropRequestedBuilds :execrows
 DELETE FROM requested_builds WHERE team_id = @team_id AND name = @name AND tag = @tag;
 
--- name: BuildHost :one
-SELECT host_id FROM template_generations WHERE id = @id;
+-- name: FindBuild :one
+SELECT * FROM template_generations WHERE id = @id;

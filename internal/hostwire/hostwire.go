@@ -22,7 +22,7 @@ import (
 func HostInfo(info wrenn.HostInfo) *pb.PingResponse {
 	c := info.Capacity
 	return &pb.PingResponse{
-		Version: info.Version, Instance: info.Instance, Driver: info.Driver, HasStore: info.HasStore,
+		Version: info.Version, Instance: info.Instance, Driver: info.Driver, HasStore: info.HasStore, TemplatesRevision: info.TemplatesRevision,
 		Zone: info.Zone, Labels: info.Labels,
 		Platform: &pb.Platform{Driver: info.Platform.Driver, Version: info.Platform.Version, Processor: info.Platform.Processor},
 		Capacity: &pb.Capacity{
@@ -38,7 +38,7 @@ func HostInfo(info wrenn.HostInfo) *pb.PingResponse {
 func ParseHostInfo(msg *pb.PingResponse) wrenn.HostInfo {
 	c := msg.GetCapacity()
 	return wrenn.HostInfo{
-		Version: Text(msg.GetVersion()), Instance: Text(msg.GetInstance()), Driver: Text(msg.GetDriver()), HasStore: msg.GetHasStore(),
+		Version: Text(msg.GetVersion()), Instance: Text(msg.GetInstance()), Driver: Text(msg.GetDriver()), HasStore: msg.GetHasStore(), TemplatesRevision: msg.GetTemplatesRevision(),
 		HostFacts: parseHostFacts(msg),
 		Capacity: wrenn.Capacity{
 			Sandboxes: int(c.GetSandboxes()), SandboxesUsed: int(c.GetSandboxesUsed()),

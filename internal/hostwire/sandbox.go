@@ -19,7 +19,7 @@ func CreateRequest(id wrenn.SandboxID, spec wrenn.SandboxSpec) *pb.CreateSandbox
 		Vcpus: number(spec.VCPUs), MemoryMb: number(spec.MemoryMiB), DiskMb: number(spec.DiskMiB),
 		TimeoutSec: seconds(spec.Timeout), OnTimeout: onTimeouts[spec.OnTimeout], AutoResume: spec.AutoResume, Env: spec.Env,
 		AccessToken: spec.AccessToken, Volumes: volumes(spec.Volumes), TimeoutAbsolute: spec.Absolute,
-		NetworkPolicy: NetworkPolicy(spec.Network), Secrets: secretValues(spec.Secrets), Team: string(spec.Team),
+		NetworkPolicy: NetworkPolicy(spec.Network), Secrets: secretValues(spec.Secrets), Team: string(spec.Team), TemplateKey: spec.BuildKey,
 	}
 }
 
@@ -47,7 +47,7 @@ func ParseCreateRequest(msg *pb.CreateSandboxRequest) (wrenn.SandboxID, wrenn.Sa
 		Template: msg.GetTemplate(), Size: parseSandboxSize(msg), DiskMiB: int(msg.GetDiskMb()),
 		EndOfLife:  wrenn.EndOfLife{Timeout: parseSeconds(msg.GetTimeoutSec()), Absolute: msg.GetTimeoutAbsolute()},
 		AutoResume: msg.GetAutoResume(), Env: msg.GetEnv(), AccessToken: msg.GetAccessToken(), Team: wrenn.TeamID(msg.GetTeam()),
-		Secrets: parseSecretValues(msg.GetSecrets()),
+		Secrets: parseSecretValues(msg.GetSecrets()), BuildKey: msg.GetTemplateKey(),
 	}
 	id, err := wrenn.ParseSandboxID(msg.GetSandboxId())
 	if err != nil {

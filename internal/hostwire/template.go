@@ -1,6 +1,8 @@
 package hostwire
 
 import (
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	"wrenn"
 	pb "wrenn/proto/gen/hostagent/v1"
 )
@@ -9,7 +11,7 @@ import (
 // sandbox only that is sent: the sandbox on its host has the rest.
 func BuildRequest(build wrenn.BuildRequest) *pb.BuildTemplateRequest {
 	spec := build.Spec
-	msg := &pb.BuildTemplateRequest{Generation: string(build.ID), Team: string(build.Team), DiskOnly: spec.From.DiskOnly}
+	msg := &pb.BuildTemplateRequest{Generation: string(build.ID), Team: string(build.Team), DiskOnly: spec.From.DiskOnly, BaseKey: build.BaseKey}
 	if from := spec.From.Sandbox; from != "" {
 		msg.Source = &pb.BuildTemplateRequest_SandboxId{SandboxId: string(from)}
 		return msg
@@ -40,7 +42,7 @@ func ParseBuildRequest(msg *pb.BuildTemplateRequest) (wrenn.BuildRequest, error)
 			StartCmd: msg.GetStartCmd(), ReadyCmd: msg.GetReadyCmd(), ReadyTimeout: parseSeconds(msg.GetReadyTimeoutSec()),
 			Steps: parseSteps(msg.GetSteps()), NoCache: msg.GetNoCache(), User: msg.GetUser(), Workdir: msg.GetWorkdir(),
 		},
-		Team:  wrenn.TeamID(msg.GetTeam()),
+		Team: wrenn.TeamID(msg.GetTeam()), BaseKey: msg.GetBaseKey(),
 		Login: wrenn.RegistryLogin{Username: msg.GetContainer().GetUsername(), Password: msg.GetContainer().GetPassword()},
 	}
 	var err error
@@ -49,6 +51,34 @@ func ParseBuildRequest(msg *pb.BuildTemplateRequest) (wrenn.BuildRequest, error)
 	}
 	build.Spec.From, err = parseSource(msg)
 	return build, err
+}
+
+// HostBuilds lists builds.
+func HostBuilds(builds wrenn.HostBuilds) *pb.ListTemplatesResponse {
+	msg := &pb.ListTemplatesResponse{}
+	for _, id := range builds.IDs {
+		msg.Generations = append(msg.Generations, string(id))
+		if s, ok := builds.Stored[id]; ok {
+			msg.Stored = append(msg.Stored, &pb.StoredTemplate{Generation: string(id), Key: s.Key, At: timestamppb.New(s.At)})
+		}
+	}
+	return msg
+}
+
+// ParseHostBuilds reads a list of builds. Malformed ids are left out.
+func ParseHostBuilds(msg *pb.ListTemplatesResponse) wrenn.HostBuilds {
+	out := wrenn.HostBuilds{Stored: map[wrenn.BuildID]wrenn.Stored{}}
+	for _, text := range msg.GetGenerations() {
+		if id, err := wrenn.ParseBuildID(text); err == nil {
+			out.IDs = append(out.IDs, id)
+		}
+	}
+	for _, s := range msg.GetStored() {
+		if id, err := wrenn.ParseBuildID(s.GetGeneration()); err == nil && s.GetAt() != nil && s.GetKey() != "" {
+			out.Stored[id] = wrenn.Stored{At: s.GetAt().AsTime(), Key: Text(s.GetKey())}
+		}
+	}
+	return out
 }
 
 func parseSource(msg *pb.BuildTemplateRequest) (from wrenn.TemplateSource, err error) {

@@ -50,6 +50,16 @@ type Manifest struct {
 	// Base is a snapshot whose files this one shares most with, if the host has it; it
 	// stays as long as this one. "" is none.
 	Base string `json:"base,omitempty"`
+	// Owner owns the copy of a pinned snapshot elsewhere; "" wants none.
+	Owner string `json:"owner,omitempty"`
+	// Copy is where that copy is; zero while there is none. See SetCopy.
+	Copy Copy `json:"copy,omitzero"`
+}
+
+// Copy is a copy of a snapshot elsewhere.
+type Copy struct {
+	Key string    `json:"key"`
+	At  time.Time `json:"at"` // since when
 }
 
 // File is a file that a snapshot must have.

@@ -56,18 +56,23 @@ type Store struct {
 	work    wake.Chan     // wakes Run: there is a snapshot to hash
 
 	collecting cmutex.Mutex // one Collect at a time
+	manifests  sync.Mutex   // held while a manifest is changed; comes before mu
 
-	mu      sync.Mutex // guards entries; never held while waiting
-	entries map[string]*entry
+	mu       sync.Mutex // guards what follows; never held while waiting
+	entries  map[string]*entry
+	revision uint64 // see Revision
 }
 
 // entry is the state of a snapshot.
 type entry struct {
+	staged bool      // it is being published: its directory may not be there yet
 	pinned bool      // stays without a reference
 	leases int       // Load and Publish without release
 	used   bool      // leased since the last Collect began
 	hashed bool      // hashed, or not to be hashed
 	base   string    // see Manifest
+	owner  string    // see Manifest
+	copied Copy      // see Manifest
 	due    time.Time // when to hash it, at the earliest
 }
 
@@ -109,7 +114,13 @@ func (s *Store) readEntry(id string) *entry {
 		return &entry{pinned: true, hashed: true}
 	}
 	_, err = os.Stat(filepath.Join(s.path(id), hashesName))
-	return &entry{pinned: man.Pinned, hashed: man.Transient || err == nil, base: man.Base}
+	e := newEntry(man)
+	e.hashed = man.Transient || err == nil
+	return e
+}
+
+func newEntry(man Manifest) *entry {
+	return &entry{pinned: man.Pinned, hashed: true, base: man.Base, owner: man.Owner, copied: man.Copy}
 }
 
 func (s *Store) path(id string) string { return filepath.Join(s.dir, id) }
@@ -147,7 +158,7 @@ func (s *Store) Pinned() []string {
 	defer s.mu.Unlock()
 	var ids []string
 	for id, e := range s.entries {
-		if e.pinned {
+		if e.pinned && !e.staged {
 			ids = append(ids, id)
 		}
 	}
@@ -231,6 +242,7 @@ func (st *Staged) Publish(ctx context.Context, man Manifest) (_ *Snapshot, relea
 		return nil, nil, fmt.Errorf("publish snapshot %s: %w", man.ID, err)
 	}
 	st.dir = ""
+	s.published(man.ID)
 	if !man.Transient {
 		s.hashLater(man.ID)
 		s.work.Notify()
@@ -256,8 +268,18 @@ func (s *Store) add(man Manifest) bool {
 	if s.entries[man.ID] != nil {
 		return false
 	}
-	s.entries[man.ID] = &entry{pinned: man.Pinned, leases: 1, used: true, hashed: true, base: man.Base}
+	e := newEntry(man)
+	e.leases, e.used, e.staged = 1, true, true
+	s.entries[man.ID] = e
 	return true
+}
+
+// published lets Load find a snapshot that add has added.
+func (s *Store) published(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.entries[id].staged = false
+	s.revision++
 }
 
 func (s *Store) forget(id string) {
@@ -334,7 +356,7 @@ func (s *Store) lease(id string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.entries[id]
-	if e == nil {
+	if e == nil || e.staged {
 		return false
 	}
 	e.leases++
@@ -350,21 +372,68 @@ func (s *Store) Unpin(id string) error { return s.setPinned(id, false, s.reserve
 func (s *Store) Pin(id string) error { return s.setPinned(id, true, durable.WriteFile) }
 
 func (s *Store) setPinned(id string, pinned bool, write durable.WriteFunc) error {
+	return s.change(id, write, func(man *Manifest) { man.Pinned = pinned }, func(e *entry) { e.pinned = pinned })
+}
+
+// SetCopy records that a snapshot has been copied elsewhere. NotFound when there is no
+// such snapshot.
+func (s *Store) SetCopy(id string, c Copy) error {
+	return s.change(id, durable.WriteFile, func(man *Manifest) { man.Copy = c }, func(e *entry) { e.copied = c })
+}
+
+// change changes the manifest and the entry of a snapshot.
+func (s *Store) change(id string, write durable.WriteFunc, set func(*Manifest), enter func(*entry)) error {
 	if !s.lease(id) {
 		return wrenn.Errorf(wrenn.NotFound, "there is no snapshot %.80q", id)
 	}
 	defer s.release(id)
+	s.manifests.Lock()
+	defer s.manifests.Unlock()
 	man, err := readManifest(s.path(id))
-	if err == nil && man.Pinned != pinned { // an unreadable one cannot be used anyway
-		man.Pinned = pinned
-		if err := writeManifest(s.path(id), man, write); err != nil {
-			return err
+	if err == nil { // an unreadable one cannot be used anyway
+		pinned, copied := man.Pinned, man.Copy
+		if set(&man); man.Pinned != pinned || man.Copy != copied {
+			if err := writeManifest(s.path(id), man, write); err != nil {
+				return err
+			}
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.entries[id].pinned = pinned
+	enter(s.entries[id])
+	s.revision++
 	return nil
+}
+
+// Owner returns the owner of a pinned snapshot. NotFound when there is no such snapshot.
+func (s *Store) Owner(id string) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.entries[id]; e != nil && e.pinned {
+		return e.owner, nil
+	}
+	return "", wrenn.Errorf(wrenn.NotFound, "there is no snapshot %.80q", id)
+}
+
+// Revision changes whenever Pinned or Copies do, and at other times; it is never 0.
+func (s *Store) Revision() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.revision + 1
+}
+
+// Copies returns where the pinned snapshots that have an owner are copied, by their ids:
+// zero for those that are not.
+func (s *Store) Copies() map[string]Copy {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := map[string]Copy{}
+	for id, e := range s.entries {
+		if e.pinned && e.owner != "" && !e.staged {
+			out[id] = e.copied
+		}
+	}
+	return out
 }
 
 // Collect removes the snapshots that are neither pinned, nor leased, nor among

@@ -52,26 +52,21 @@ func (c *Client) buildError(ctx context.Context, err error) error {
 }
 
 // DeleteBuild has the host remove a build. It is no error if the host
-// does not have it.
-func (c *Client) DeleteBuild(ctx context.Context, id wrenn.BuildID) error {
-	_, err := call(ctx, c, c.deadlines.Destroy, c.rpc.DeleteTemplate, &pb.DeleteTemplateRequest{Generation: string(id)})
+// does not have it. With an owner, what the snapshot store has of it is deleted, too; an
+// agent that does not know that ignores the owner.
+func (c *Client) DeleteBuild(ctx context.Context, id wrenn.BuildID, owner wrenn.TeamID) error {
+	_, err := call(ctx, c, c.deadlines.Destroy, c.rpc.DeleteTemplate, &pb.DeleteTemplateRequest{Generation: string(id), Team: string(owner)})
 	return err
 }
 
-// Builds returns the ids of the builds that the host has. Malformed
-// ids are left out.
-func (c *Client) Builds(ctx context.Context) ([]wrenn.BuildID, error) {
+// Builds returns the builds that the host has, and where they are stored. Malformed ids
+// are left out.
+func (c *Client) Builds(ctx context.Context) (wrenn.HostBuilds, error) {
 	res, err := call(ctx, c, c.deadlines.Inventory, c.rpc.ListTemplates, &pb.ListTemplatesRequest{})
 	if err != nil {
-		return nil, err
+		return wrenn.HostBuilds{}, err
 	}
-	var ids []wrenn.BuildID
-	for _, text := range res.GetGenerations() {
-		if id, err := wrenn.ParseBuildID(text); err == nil {
-			ids = append(ids, id)
-		}
-	}
-	return ids, nil
+	return hostwire.ParseHostBuilds(res), nil
 }
 
 // HasBuildFiles reports whether the host has the files of a COPY step.

@@ -150,7 +150,7 @@ func (s templateStore) FailAbandoned(ctx context.Context, settled time.Duration,
 	return out, err
 }
 
-// LoseBuild fails a ready build whose host does not have it.
+// LoseBuild fails a ready build whose host does not have it, unless it is stored.
 func (s templateStore) LoseBuild(ctx context.Context, id wrenn.BuildID, reason string) error {
 	return s.call(ctx, "mark a build lost", func(ctx context.Context) error {
 		_, err := s.queries.LoseBuild(ctx, reason, string(id))
@@ -278,7 +278,7 @@ func (s templateStore) Build(ctx context.Context, team wrenn.TeamID, name wrenn.
 	return out, lines, err
 }
 
-// ReadyOn returns the builds that a host should have.
+// ReadyOn returns the builds that are on a host alone.
 func (s templateStore) ReadyOn(ctx context.Context, host wrenn.HostID) ([]wrenn.BuildID, error) {
 	var out []wrenn.BuildID
 	err := s.call(ctx, "read a host's builds", func(ctx context.Context) error {
@@ -292,6 +292,7 @@ func (s templateStore) ReadyOn(ctx context.Context, host wrenn.HostID) ([]wrenn.
 // Known is the state of a build's row.
 type Known struct {
 	State   wrenn.BuildState
+	Team    wrenn.TeamID
 	Settled bool // the state is older than the caller asked for
 }
 
@@ -301,7 +302,7 @@ func (s templateStore) BuildStates(ctx context.Context, ids []wrenn.BuildID, set
 	err := s.call(ctx, "read builds", func(ctx context.Context) error {
 		rows, err := s.queries.BuildStates(ctx, settled.Seconds(), texts(ids))
 		for _, row := range rows {
-			out[wrenn.BuildID(row.ID)] = Known{State: wrenn.BuildState(row.State), Settled: row.Settled}
+			out[wrenn.BuildID(row.ID)] = Known{State: wrenn.BuildState(row.State), Team: wrenn.TeamID(row.TeamID), Settled: row.Settled}
 		}
 		return err
 	})
@@ -318,6 +319,7 @@ func build(r dbsqlc.TemplateGeneration) *wrenn.Build {
 			Size: wrenn.Size{VCPUs: int(r.VCPUs), MemoryMiB: int(r.MemoryMB)}, DiskMiB: int(r.DiskMB), Env: r.Env,
 			StartCmd: r.StartCmd, ReadyCmd: r.ReadyCmd, ReadyTimeout: time.Duration(r.ReadyTimeoutSec) * time.Second,
 		},
+		Stored: wrenn.Stored{At: orZero(r.StoredAt), Key: r.StoredKey}, Platform: r.Platform,
 		SizeBytes: r.SizeBytes, Digest: r.Digest, CreatedAt: r.CreatedAt.UTC(), UpdatedAt: r.UpdatedAt.UTC(),
 	}
 }
@@ -330,15 +332,53 @@ func buildIDs(texts []string) []wrenn.BuildID {
 	return out
 }
 
-// BuildHost returns the host that has a build, "" when there is no such build.
-func (s *Store) BuildHost(ctx context.Context, id wrenn.BuildID) (host wrenn.HostID, err error) {
-	err = s.call(ctx, "find the host of a build", func(ctx context.Context) error {
-		found, err := s.queries.BuildHost(ctx, string(id))
+// FindBuild returns a build of any team, nil when there is none.
+func (s *Store) FindBuild(ctx context.Context, id wrenn.BuildID) (found *wrenn.Build, err error) {
+	err = s.call(ctx, "find a build", func(ctx context.Context) error {
+		row, err := s.queries.FindBuild(ctx, string(id))
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil
 		}
-		host = wrenn.HostID(found)
+		found = build(row)
 		return err
 	})
-	return host, err
+	return found, err
+}
+
+// SetBuildsStored records where a host of a platform has stored the builds that it made,
+// and returns those for which that is new. Keys that are not of the build are left out.
+func (s *Store) SetBuildsStored(ctx context.Context, host wrenn.HostID, platform wrenn.Platform, stored map[wrenn.BuildID]wrenn.Stored) ([]wrenn.BuildID, error) {
+	args := dbsqlc.SetBuildsStoredParams{HostID: string(host), Platform: platform}
+	for id, at := range stored {
+		args.IDs, args.Keys, args.Times = append(args.IDs, string(id)), append(args.Keys, at.Key), append(args.Times, at.At)
+	}
+	var out []wrenn.BuildID
+	err := s.call(ctx, "record stored builds", func(ctx context.Context) error {
+		ids, err := s.queries.SetBuildsStored(ctx, args)
+		out = buildIDs(ids)
+		return err
+	})
+	return out, err
+}
+
+// BuildsToPurge returns builds that are not wanted any more, since settled or longer, and
+// whose objects in the snapshot store were not deleted yet: the first, at most 100.
+func (s *Store) BuildsToPurge(ctx context.Context, settled time.Duration) (map[wrenn.BuildID]wrenn.TeamID, error) {
+	const most = 100
+	out := map[wrenn.BuildID]wrenn.TeamID{}
+	err := s.call(ctx, "find builds whose objects are to be deleted", func(ctx context.Context) error {
+		rows, err := s.queries.BuildsToPurge(ctx, settled.Seconds(), most)
+		for _, row := range rows {
+			out[wrenn.BuildID(row.ID)] = wrenn.TeamID(row.TeamID)
+		}
+		return err
+	})
+	return out, err
+}
+
+// BuildPurged records that the snapshot store has nothing of a build any more.
+func (s *Store) BuildPurged(ctx context.Context, id wrenn.BuildID) error {
+	return s.call(ctx, "record that a build's objects were deleted", func(ctx context.Context) error {
+		return s.queries.BuildPurged(ctx, string(id))
+	})
 }

@@ -23,8 +23,10 @@ type Host struct {
 	Zone      string
 	Labels    map[string]string
 	HasStore  bool
-	Platform  wrenn.Platform
-	Capacity  wrenn.Capacity // as it answered last
+	// FetchesTemplates: it makes templates from what is stored of them.
+	FetchesTemplates bool
+	Platform         wrenn.Platform
+	Capacity         wrenn.Capacity // as it answered last
 	// Sent to the host since that answer.
 	PendingSandboxes int
 	PendingMemoryMB  int64
@@ -48,12 +50,20 @@ type Request struct {
 	// Snapshot is set for a sandbox that is restored from a snapshot which was made
 	// on a host with that platform.
 	Snapshot *wrenn.Platform
+	// Template is set for a sandbox of a template that is stored.
+	Template *Template
 	// Origin has the snapshot. It is preferred, and needs no store.
 	Origin wrenn.HostID
 	// Stays keeps a sandbox that Origin has already on it while that host is cordoned.
 	Stays bool
 	// Team is how many sandboxes of the team are on each host.
 	Team map[wrenn.HostID]int
+}
+
+// Template is a template that hosts can fetch.
+type Template struct {
+	Platform wrenn.Platform        // of the host that built it
+	On       map[wrenn.HostID]bool // the hosts that have it: they are preferred
 }
 
 // ZoneLabel is the name by which Requires asks for a zone.
@@ -75,6 +85,7 @@ const (
 	Driver      Reason = "has another virtual machine monitor than the snapshot needs"
 	Processor   Reason = "has another processor than the snapshot needs"
 	NoStore     Reason = "has no snapshot store to fetch the sandbox from"
+	NoTemplate  Reason = "does not have the template, and no snapshot store to fetch it from"
 	Sandboxes   Reason = "has as many sandboxes as it may have"
 	Memory      Reason = "has not enough free memory"
 	Disks       Reason = "has no room for another disk"
@@ -88,7 +99,7 @@ func (r Reason) full() bool {
 
 // passes reports whether the reason may go away although the request stays the same.
 func (r Reason) passes() bool {
-	return r == Unreachable || r == Cordoned || r == Draining || r == Elsewhere || r == NoStore
+	return r == Unreachable || r == Cordoned || r == Draining || r == Elsewhere || r == NoStore || r == NoTemplate
 }
 
 // Check returns why the host cannot have the sandbox, Fits if it can.
@@ -113,6 +124,9 @@ func (r *Request) Check(h *Host) Reason {
 		return Label
 	}
 	if reason := r.restores(h); reason != Fits {
+		return reason
+	}
+	if reason := r.Template.fits(h); reason != Fits {
 		return reason
 	}
 	return r.room(h)
@@ -142,6 +156,18 @@ func (r *Request) restores(h *Host) Reason {
 		return NoStore
 	}
 	return compatible(*r.Snapshot, h.Platform)
+}
+
+// fits returns why the host cannot have the template, nil for none. One that has it has
+// fetched or built it, and so checked it.
+func (t *Template) fits(h *Host) Reason {
+	switch {
+	case t == nil || t.On[h.ID]:
+		return Fits
+	case !h.FetchesTemplates:
+		return NoTemplate
+	}
+	return compatible(t.Platform, h.Platform)
 }
 
 // compatible returns why a host of a platform cannot restore a snapshot of another.
@@ -189,6 +215,9 @@ func (r *Request) room(h *Host) Reason {
 const (
 	// originGain is larger than all costs: fetching costs more than a fuller host.
 	originGain = 4
+	// templateGain is for a host that does not fetch the template, of some 100 MiB. It is
+	// less than a whole memory, so that a template whose host is full is fetched by another.
+	templateGain = 0.6
 	// zoneCost is of a zone that has all sandboxes of the team, which would fail together.
 	zoneCost = 0.3
 	// teamCost is of a host that has all sandboxes of the team.
@@ -204,6 +233,8 @@ type Cost struct {
 	Zone   float64 // the share of the team's sandboxes that are in its zone; 0 without zones
 	Team   float64 // the share of the team's sandboxes that are on it
 	Origin bool    // it has the snapshot
+	// Template: it has the template, which others fetch.
+	Template bool
 }
 
 // Sum is the cost as one number; the lowest wins.
@@ -211,6 +242,9 @@ func (c Cost) Sum() float64 {
 	sum := c.Memory + numberCost*c.Number + zoneCost*c.Zone + teamCost*c.Team
 	if c.Origin {
 		sum -= originGain
+	}
+	if c.Template {
+		sum -= templateGain
 	}
 	return sum
 }
@@ -220,6 +254,9 @@ func (c Cost) String() string {
 	var parts []string
 	if c.Origin {
 		parts = append(parts, "has the sandbox")
+	}
+	if c.Template {
+		parts = append(parts, "has the template")
 	}
 	for _, part := range []struct {
 		share float64
@@ -253,7 +290,7 @@ func (r *Request) spread(hosts []Host) spread {
 
 // cost returns what speaks against a host.
 func (r *Request) cost(h *Host, s *spread) Cost {
-	c := Cost{Origin: r.Origin == h.ID}
+	c := Cost{Origin: r.Origin == h.ID, Template: r.Template != nil && r.Template.On[h.ID]}
 	if of := h.Capacity.MemoryMiB; of != 0 {
 		c.Memory = float64(h.Capacity.MemoryMiBUsed+h.PendingMemoryMB+int64(r.MemoryMB)) / float64(of)
 	}
@@ -344,7 +381,7 @@ func (r *Request) noneError(hosts int, why map[Reason]int) error {
 
 // order is that of Check.
 var order = []Reason{
-	NotWanted, Elsewhere, Unreachable, Cordoned, Draining, Refused, Label, Driver, Processor, NoStore, Sandboxes, Memory, Disks, DiskFloor,
+	NotWanted, Elsewhere, Unreachable, Cordoned, Draining, Refused, Label, Driver, Processor, NoStore, NoTemplate, Sandboxes, Memory, Disks, DiskFloor,
 }
 
 // of returns the reason for n hosts.
@@ -419,9 +456,20 @@ func (r *Request) detail(h *Host, v Verdict) string {
 	case DiskFloor:
 		return fmt.Sprintf("%s: %d of %d MB", v.Reason, c.DiskMiBFree, c.DiskMiB)
 	case Driver, Processor:
-		return fmt.Sprintf("%s: %s, not %s", v.Reason, h.Platform, *r.Snapshot)
+		return fmt.Sprintf("%s: %s, not %s", v.Reason, h.Platform, r.platform())
 	}
 	return string(v.Reason)
+}
+
+// platform returns that of the snapshot that the sandbox is restored from.
+func (r *Request) platform() wrenn.Platform {
+	switch {
+	case r.Snapshot != nil:
+		return *r.Snapshot
+	case r.Template != nil:
+		return r.Template.Platform
+	}
+	return wrenn.Platform{}
 }
 
 // MostDisk returns the host with the most free disk among those that answer and take new

@@ -100,6 +100,38 @@ func TestPick(t *testing.T) {
 }
 
 // TestNoneError: the error of a create has the counts, and what to do.
+// TestTemplate: hosts that have a stored template are preferred, until they are much
+// fuller than one that can fetch it.
+func TestTemplate(t *testing.T) {
+	platform := func(h scheduler.Host, processor string, fetches bool) scheduler.Host {
+		return with(h, func(h *scheduler.Host) { h.Platform.Processor, h.FetchesTemplates = processor, fetches })
+	}
+	empty := host("a", 0, 4096)
+	for name, c := range map[string]struct {
+		hosts []scheduler.Host
+		want  wrenn.HostID
+		code  wrenn.Code
+	}{
+		"the one that has it":      {hosts: []scheduler.Host{platform(empty, "x", true), platform(host("b", 2000, 4096), "x", false)}, want: "b"},
+		"another one fetches it":   {hosts: []scheduler.Host{platform(empty, "x", true), platform(host("b", 2700, 4096), "x", true)}, want: "a"},
+		"as the other is full":     {hosts: []scheduler.Host{platform(empty, "", true), platform(host("b", 4096, 4096), "x", true)}, want: "a"},
+		"no store, or older agent": {hosts: []scheduler.Host{platform(empty, "x", false)}, code: wrenn.Unavailable},
+		"another processor":        {hosts: []scheduler.Host{platform(empty, "y", true)}, code: wrenn.FailedPrecondition},
+		"one that has it anyway":   {hosts: []scheduler.Host{platform(host("b", 0, 4096), "y", true)}, want: "b"},
+	} {
+		r := &scheduler.Request{MemoryMB: 512, Template: &scheduler.Template{Platform: wrenn.Platform{Processor: "x"}, On: map[wrenn.HostID]bool{"b": true}}}
+		picked, err := scheduler.Pick(c.hosts, r)
+		if picked.Host != c.want || wrenn.CodeOf(err) != c.code {
+			t.Errorf("%s: %s, %v", name, picked.Host, err)
+		}
+		for _, v := range scheduler.Explain(c.hosts, r) {
+			if v.Detail == "" {
+				t.Errorf("%s: nothing is said of %s", name, v.Host)
+			}
+		}
+	}
+}
+
 func TestNoneError(t *testing.T) {
 	hosts := []scheduler.Host{host("a", 4096, 4096), host("b", 4000, 4096), host("c", 0, 4096), host("d", 0, 4096)}
 	hosts[2].Status, hosts[3].Reachable = wrenn.HostCordoned, false

@@ -22,8 +22,10 @@ var (
 type buildJob struct {
 	wrenn.Build
 	login wrenn.RegistryLogin
-	on    *reservation // the first host to try
-	only  wrenn.HostID // "" is any host
+	// baseKey is where the template is stored from which it is built; "" is nowhere.
+	baseKey string
+	on      *reservation // the first host to try
+	only    wrenn.HostID // "" is any host
 	// ended, if not nil, gets the error of the build at its end, nil for none. It has room for it.
 	ended chan<- error
 }
@@ -74,7 +76,7 @@ func (b *builder) buildOnSomeHost(ctx context.Context, job *buildJob, log *build
 	place := need(g.Spec.Size, g.Spec.DiskMiB)
 	place.Except = map[wrenn.HostID]bool{}
 	for {
-		built, err := on.client.Build(ctx, wrenn.BuildRequest{ID: g.ID, Spec: g.Spec, Login: job.login, Team: g.Team}, log.event)
+		built, err := on.client.Build(ctx, wrenn.BuildRequest{ID: g.ID, Spec: g.Spec, Login: job.login, Team: g.Team, BaseKey: job.baseKey}, log.event)
 		on.release(0) // its machine has ended
 		if err == nil || job.only != "" || !mayWorkElsewhere(g.Spec, err) {
 			return built, err
@@ -116,7 +118,7 @@ func (b *builder) end(ctx context.Context, g *wrenn.Build, built wrenn.BuildResu
 		case errors.Is(err, postgres.ErrConflict): // deleted since it was built
 			ctx, cancel := detach(ctx, b.deadlines.Destroy)
 			defer cancel()
-			b.hosts.removeBuild(ctx, g.Host, g.ID)
+			b.hosts.removeBuild(ctx, g.Host, g.ID, "")
 			return
 		}
 		b.log.LogAttrs(ctx, slog.LevelWarn, "cannot write the end of a build; will retry", slog.String("build", string(g.ID)), slog.Any("err", err))

@@ -67,6 +67,7 @@ func (s *Sandboxes) createWithID(ctx context.Context, c Caller, id wrenn.Sandbox
 	sb.Team, sb.Template, sb.Build = c.Team, from.name.String(), from.build
 	s.hosts.waitForPings(ctx)
 	place := s.hosts.request(ctx, &sb, only)
+	place.Template = s.hosts.sharedTemplate(from.shared)
 	on, err := s.hosts.reserve(&place)
 	if err != nil {
 		return nil, err // without a row
@@ -78,7 +79,7 @@ func (s *Sandboxes) createWithID(ctx context.Context, c Caller, id wrenn.Sandbox
 		s.handToReconcilerIfUnsure(ctx, &sb, err)
 		return nil, err
 	}
-	row.Secrets = secrets
+	row.Secrets, row.BuildKey = secrets, from.key()
 	return s.create(ctx, row, on, &place, starting{s.core, c.actor()})
 }
 
@@ -120,22 +121,39 @@ func (s *Sandboxes) create(ctx context.Context, sb *wrenn.Sandbox, on *reservati
 			return start.finish(ctx, sb)
 		}
 		on.release(0)
-		if wrenn.CodeOf(refused) != wrenn.Exhausted {
+		code := wrenn.CodeOf(refused)
+		if code != wrenn.Exhausted && !cannotFetch(place, on.id, code) {
 			return nil, start.abandon(ctx, sb, refused)
 		}
-		on.refused()
+		if code == wrenn.Exhausted {
+			on.refused()
+		}
 		place.Except[on.id] = true
 		next, err := s.hosts.reserve(place)
 		if err != nil {
 			return nil, start.abandon(ctx, sb, refused) // the host's message says more
 		}
-		moved, err := s.store.MoveSandbox(ctx, sb, postgres.Move{To: wrenn.Starting, Host: next.id, Actor: start.actor, Reason: "host " + string(on.id) + " is full"})
+		moved, err := s.store.MoveSandbox(ctx, sb, postgres.Move{To: wrenn.Starting, Host: next.id, Actor: start.actor, Reason: whyNext(on.id, refused)})
 		if err != nil {
 			next.release(0)
 			return nil, start.abandon(ctx, sb, err)
 		}
 		sb, on = moved, next
 	}
+}
+
+// cannotFetch reports whether a host that was asked to fetch the template of a sandbox
+// has answered that it cannot use what is stored. Another host may have the template.
+func cannotFetch(place *scheduler.Request, on wrenn.HostID, code wrenn.Code) bool {
+	return place.Template != nil && !place.Template.On[on] && (code == wrenn.NotFound || code == wrenn.FailedPrecondition)
+}
+
+// whyNext is why a sandbox is placed again.
+func whyNext(refused wrenn.HostID, err error) string {
+	if wrenn.CodeOf(err) == wrenn.Exhausted {
+		return "host " + string(refused) + " is full"
+	}
+	return "host " + string(refused) + ": " + messageOf(err, "it could not fetch the template")
 }
 
 // starting ends the start of sandboxes, on behalf of an actor.
@@ -235,7 +253,17 @@ type templateSource struct {
 	name  wrenn.TemplateName
 	build wrenn.BuildID // "" is the base
 	host  wrenn.HostID  // that has it; "" is any
-	spec  wrenn.TemplateSpec
+	// shared is the build if it is stored, so that any host can have it; else nil.
+	shared *wrenn.Build
+	spec   wrenn.TemplateSpec
+}
+
+// key is where the build is stored, "" if it is not.
+func (t templateSource) key() string {
+	if t.shared == nil {
+		return ""
+	}
+	return t.shared.Stored.Key
 }
 
 // resolveTemplate finds what sandboxes of a template are made from.
@@ -253,6 +281,8 @@ func (c *core) resolveTemplate(ctx context.Context, caller Caller, template stri
 	}
 	g, latest := t.Current, t.Latest
 	switch {
+	case g != nil && g.Stored.Key != "":
+		return templateSource{name: name, build: g.ID, shared: g, spec: g.Spec}, nil
 	case g != nil:
 		return templateSource{name: name, build: g.ID, host: g.Host, spec: g.Spec}, nil
 	case latest.State == wrenn.BuildBuilding:

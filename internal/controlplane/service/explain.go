@@ -47,8 +47,12 @@ func (s *HostAdmin) ExplainPlacement(ctx context.Context, _ Caller, id wrenn.San
 	place := s.hosts.restoring(ctx, sb)
 	place.Stays = true
 	if sb.State == wrenn.Starting && sb.Build != "" {
-		if place.Only, err = s.store.BuildHost(ctx, sb.Build); err != nil {
+		g, err := s.store.FindBuild(ctx, sb.Build)
+		if err != nil {
 			return nil, err
+		}
+		if place.Template = s.hosts.sharedTemplate(g); place.Template == nil && g != nil {
+			place.Only = g.Host
 		}
 	}
 	for _, v := range scheduler.Explain(s.hosts.without(sb), &place) {

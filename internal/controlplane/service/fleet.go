@@ -74,6 +74,7 @@ type member struct {
 	// The sandboxes that are being made on the host, and those made since the last ping was sent.
 	making, made load
 	refusedMB    int // see scheduler.Host
+	builds       hostBuilds
 }
 
 func newFleet(cfg Config, store *postgres.Store, log *slog.Logger) (*fleet, error) {
@@ -362,6 +363,7 @@ func (f *fleet) ping(ctx context.Context, m *member) {
 		info.Zone, info.Labels = "", nil // no agent that checks its configuration has such ones
 	}
 	isNew, save := m.answered(info, counted)
+	f.followBuilds(ctx, m, info)
 	if isNew {
 		f.log.LogAttrs(ctx, slog.LevelInfo, "host connected", slog.String("host", string(m.id)),
 			slog.String("instance", info.Instance), slog.String("version", info.Version), slog.String("driver", info.Driver))
@@ -531,14 +533,14 @@ func (f *fleet) ofBuilds(team wrenn.TeamID) (best wrenn.HostID) {
 	return best
 }
 
-// removeBuild removes a build whose row does not want it. If that fails now
-// the templateReconciler does it.
-func (f *fleet) removeBuild(ctx context.Context, host wrenn.HostID, id wrenn.BuildID) {
+// removeBuild removes a build whose row does not want it and, with an owner, what is
+// stored of it. If that fails now the templateReconciler does it.
+func (f *fleet) removeBuild(ctx context.Context, host wrenn.HostID, id wrenn.BuildID, owner wrenn.TeamID) {
 	m := f.member(host)
 	if m == nil {
 		return
 	}
-	if err := m.client.DeleteBuild(ctx, id); err != nil {
+	if err := m.client.DeleteBuild(ctx, id, owner); err != nil {
 		f.log.LogAttrs(ctx, slog.LevelWarn, "cannot remove a template's build from its host; will retry",
 			slog.String("build", string(id)), slog.String("host", string(host)), slog.Any("err", err))
 	}

@@ -150,7 +150,7 @@ func (m *member) candidate(pending bool) scheduler.Host {
 	defer m.mu.Unlock()
 	h := scheduler.Host{
 		ID: m.id, Status: m.row.Status, Reachable: m.up, Zone: m.zone, Labels: m.labels,
-		HasStore: m.info.HasStore, Platform: m.info.Platform, Capacity: m.info.Capacity,
+		HasStore: m.info.HasStore, FetchesTemplates: m.fetchesTemplates(), Platform: m.info.Platform, Capacity: m.info.Capacity,
 	}
 	if pending {
 		sum := m.making.add(m.made)

@@ -55,6 +55,7 @@ func (r *templateReconciler) lead(ctx context.Context, lead *postgres.Lead) erro
 		if time.Since(last) >= r.every {
 			last = time.Now()
 			r.compareHosts(ctx)
+			r.purge(ctx)
 		}
 		if !wake.Sleep(ctx, min(abandonedEvery, r.every)) {
 			return nil
@@ -85,16 +86,17 @@ func (r *templateReconciler) compareHosts(ctx context.Context) {
 }
 
 // compare removes the builds that their rows do not want, fails those that
-// the host lacks, and reports those that no row explains, which stay.
+// are nowhere else and that the host lacks, and reports those that no row explains, which stay.
 func (r *templateReconciler) compare(ctx context.Context, m *member) error {
 	wanted, err := r.store.ReadyOn(ctx, m.id) // before the host is asked: it has what becomes ready in between
 	if err != nil {
 		return err
 	}
-	present, err := m.client.Builds(ctx)
+	builds, err := m.client.Builds(ctx)
 	if err != nil {
 		return err
 	}
+	present := builds.IDs
 	if err := r.failMissing(ctx, m.id, wanted, present); err != nil {
 		return err
 	}
@@ -110,10 +112,31 @@ func (r *templateReconciler) compare(ctx context.Context, m *member) error {
 			r.log.LogAttrs(ctx, slog.LevelWarn, "no row explains a template's build on a host; it stays until an operator removes it",
 				slog.String("build", string(id)), slog.String("host", string(m.id)))
 		case k.Settled && (k.State == wrenn.BuildFailed || k.State == wrenn.BuildDeleted):
-			r.hosts.removeBuild(ctx, m.id, id)
+			r.hosts.removeBuild(ctx, m.id, id, k.Team)
 		}
 	}
 	return nil
+}
+
+// purge deletes what the snapshot store has of builds that are not wanted any more. What
+// fails stays for the next time.
+func (r *templateReconciler) purge(ctx context.Context) {
+	m := r.hosts.storingHost()
+	if m == nil {
+		return
+	}
+	builds, err := r.store.BuildsToPurge(ctx, removableAge)
+	for id, team := range builds {
+		if err = m.client.DeleteBuild(ctx, id, team); err == nil {
+			err = r.store.BuildPurged(ctx, id)
+		}
+		if err != nil {
+			break
+		}
+	}
+	if err != nil && ctx.Err() == nil {
+		r.log.LogAttrs(ctx, slog.LevelWarn, "cannot delete templates from the snapshot store; will retry", slog.String("host", string(m.id)), slog.Any("err", err))
+	}
 }
 
 // failMissing fails the wanted builds that are not present on the host.

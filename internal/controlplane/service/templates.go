@@ -53,10 +53,11 @@ func (s *Templates) beginBuild(ctx context.Context, c Caller, req BuildTemplate,
 	if err != nil {
 		return nil, err
 	}
-	spec, only, err := s.completeSpec(ctx, c, req)
+	spec, from, err := s.completeSpec(ctx, c, req)
 	if err != nil {
 		return nil, err
 	}
+	only := from.only
 	s.hosts.waitForPings(ctx)
 	if len(spec.Steps) > 0 && only == "" {
 		only = s.hosts.ofBuilds(c.Team)
@@ -74,7 +75,7 @@ func (s *Templates) beginBuild(ctx context.Context, c Caller, req BuildTemplate,
 		err = s.setNetworkOfBuild(ctx, g, *req.Network)
 	}
 	if err == nil {
-		job := &buildJob{Build: *g, login: req.Login, on: on, only: only, ended: ended}
+		job := &buildJob{Build: *g, login: req.Login, baseKey: from.key, on: on, only: only, ended: ended}
 		job.Spec = spec // with the steps, which the row does not have
 		err = s.start(ctx, job)
 	}
@@ -129,48 +130,59 @@ func buildName(req BuildTemplate) (wrenn.TemplateName, error) {
 	return name, wrenn.BuildRequest{Spec: req.Spec, Login: req.Login}.Check()
 }
 
-// completeSpec fills in the values that the request leaves out, and returns the
-// host on which the build must be, "" for any.
-func (s *Templates) completeSpec(ctx context.Context, c Caller, req BuildTemplate) (spec wrenn.TemplateSpec, only wrenn.HostID, err error) {
+// buildSource is where the source of a build is.
+type buildSource struct {
+	only wrenn.HostID // that has it; "" is any
+	key  string       // of a template that other hosts can fetch
+}
+
+// completeSpec fills in the values that the request leaves out, and returns where the
+// source is.
+func (s *Templates) completeSpec(ctx context.Context, c Caller, req BuildTemplate) (spec wrenn.TemplateSpec, at buildSource, err error) {
 	spec = req.Spec
 	if id := spec.From.Sandbox; id != "" {
 		sb, _, err := s.locate(ctx, c, id, wrenn.Running)
 		if err != nil {
-			return spec, "", err
+			return spec, at, err
 		}
 		if len(sb.Volumes) > 0 {
-			return spec, "", wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s mounts volumes, which a template cannot: create one without", id)
+			return spec, at, wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s mounts volumes, which a template cannot: create one without", id)
 		}
 		spec.Size, spec.Env = sb.Size, sb.Env
-		return spec, sb.Host, nil
+		return spec, buildSource{only: sb.Host}, nil
 	}
 	if req.FromTemplate != "" {
-		if spec.From, only, err = s.sourceTemplate(ctx, c, req.FromTemplate, req.Name); err != nil {
-			return spec, "", err
+		if spec.From, at, err = s.sourceTemplate(ctx, c, req.FromTemplate, req.Name); err != nil {
+			return spec, at, err
 		}
 	}
 	spec.Size, spec.MaxDiskMiB = spec.OrDefault(), s.limits.DiskMB
-	return spec, only, cmp.Or(s.limits.checkSize(spec.Size), s.limits.checkDisk(spec.DiskMiB), s.limits.checkDisk(spec.MinFreeDiskMiB))
+	return spec, at, cmp.Or(s.limits.checkSize(spec.Size), s.limits.checkDisk(spec.DiskMiB), s.limits.checkDisk(spec.MinFreeDiskMiB))
 }
 
-// sourceTemplate returns a template as the source of the one with the name of, and the
-// host that has it. For the built-in base, from which a team's own one is made, that is
-// any.
-func (s *Templates) sourceTemplate(ctx context.Context, c Caller, template, of string) (wrenn.TemplateSource, wrenn.HostID, error) {
+// sourceTemplate returns a template as the source of the one with the name of, and where
+// it is. For the built-in base, from which a team's own one is made, that is anywhere. A
+// stored one is built from elsewhere only if its host takes no work.
+func (s *Templates) sourceTemplate(ctx context.Context, c Caller, template, of string) (wrenn.TemplateSource, buildSource, error) {
 	t, err := s.Template(ctx, c, template)
 	if err != nil {
-		return wrenn.TemplateSource{}, "", err
+		return wrenn.TemplateSource{}, buildSource{}, err
 	}
 	own, err := wrenn.ParseTemplateName(of)
 	switch {
 	case err != nil:
-		return wrenn.TemplateSource{}, "", err
+		return wrenn.TemplateSource{}, buildSource{}, err
 	case t.Name.Base() && (t.Current == nil || own.Base()):
-		return wrenn.TemplateSource{}, "", nil
+		return wrenn.TemplateSource{}, buildSource{}, nil
 	case t.Current == nil:
-		return wrenn.TemplateSource{}, "", wrenn.Errorf(wrenn.FailedPrecondition, "template %s has no build that is ready: wait for it, or build it again", t.Name)
+		return wrenn.TemplateSource{}, buildSource{}, wrenn.Errorf(wrenn.FailedPrecondition, "template %s has no build that is ready: wait for it, or build it again", t.Name)
 	}
-	return wrenn.TemplateSource{Template: t.Current.ID}, t.Current.Host, nil
+	at := buildSource{only: t.Current.Host, key: t.Current.Stored.Key}
+	s.hosts.waitForPings(ctx)
+	if m := s.hosts.member(at.only); at.key != "" && (m == nil || !m.schedulable()) {
+		at.only = ""
+	}
+	return wrenn.TemplateSource{Template: t.Current.ID}, at, nil
 }
 
 // HasBuildFiles reports whether the files of a COPY step are where the team's builds
@@ -277,7 +289,7 @@ func (s *Templates) DeleteTemplate(ctx context.Context, c Caller, template strin
 	ctx, cancel := detach(ctx, s.deadlines.Destroy)
 	defer cancel()
 	for id, host := range gone {
-		s.hosts.removeBuild(ctx, host, id)
+		s.hosts.removeBuild(ctx, host, id, "") // what is stored goes later: a create may need it still
 	}
 	return nil
 }

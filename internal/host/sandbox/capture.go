@@ -47,13 +47,19 @@ func newSnapshotID() string { return "s" + strings.ToLower(rand.Text()) }
 // or does not exist, and stays until RemoveSnapshot. AlreadyExists when the name is
 // taken.
 func (s *Sandbox) Snapshot(ctx context.Context, name string) error {
-	return s.snapshot(ctx, snapshot.Manifest{ID: name})
+	return s.SnapshotFor(ctx, "", name, false)
+}
+
+// SnapshotFor is Snapshot or, with diskOnly, SnapshotDisk of a template of a team, which
+// is stored for other hosts; of "" it is not.
+func (s *Sandbox) SnapshotFor(ctx context.Context, owner wrenn.TeamID, name string, diskOnly bool) error {
+	return s.snapshot(ctx, snapshot.Manifest{ID: name, DiskOnly: diskOnly, Owner: string(owner)})
 }
 
 // SnapshotDisk is Snapshot of the disk alone, and of what its guest's agent was told:
 // sandboxes that Restore makes of it boot.
 func (s *Sandbox) SnapshotDisk(ctx context.Context, name string) error {
-	return s.snapshot(ctx, snapshot.Manifest{ID: name, DiskOnly: true})
+	return s.SnapshotFor(ctx, "", name, true)
 }
 
 // snapshot keeps what the sandbox is now as the manifest says.
@@ -101,7 +107,10 @@ func (s locked) capture(ctx context.Context, undo *rollback.Stack, man snapshot.
 func (s locked) publish(ctx context.Context, staged *snapshot.Staged, man snapshot.Manifest) (*snapshot.Snapshot, func(), error) {
 	man.Created, man.Driver, man.Guest = time.Now().UTC(), s.host.cfg.Driver.Name(), s.instance.Record.Guest
 	man.VCPUs, man.MemoryMiB = s.request.VCPUs, s.request.MemoryMiB
-	if s.isStorable() && !man.Transient && !man.Pinned {
+	if man.Owner != "" {
+		defer s.host.uploads.wake.Notify()
+	}
+	if s.isStorable() && !man.Transient && (!man.Pinned || man.Owner != "") {
 		man.Base = s.host.snapshots.BaseOf(s.instance.Record.Source)
 	}
 	snap, release, err := staged.Publish(ctx, man)

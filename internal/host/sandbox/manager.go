@@ -7,7 +7,7 @@
 // The files of this package are layers. Each uses those above it in this list,
 // which a test checks:
 //
-//	status, info, memory, cancel, turns, sizes, uploads: which status may follow which; what is asked for and answered; the host's memory; what ends an operation; how many start at a time; which sizes get a snapshot; what is being stored
+//	status, info, memory, cancel, shared, turns, sizes, uploads, downloads: which status may follow which; what is asked for and answered; the host's memory; what ends an operation; what several callers wait for; how many start at a time; which sizes get a snapshot; what is being stored, and fetched
 //	state, record, kmsg: what changes in a sandbox's life, the journal with what follows from it, and the log of the host's kernel
 //	news, host, source, meter: who is told of changes, what all sandboxes of a host have in common, what they are made from, and what one uses
 //	report, sandbox, registry: what logs and traces say of a sandbox; a sandbox, and all of them with the limits
@@ -15,7 +15,8 @@
 //	garbage: the snapshots that are not needed
 //	operation: how something is done to a sandbox under its operation lock
 //	replace, ending, capture: its change of instance, its end, its snapshot
-//	storing: the copies of paused sandboxes in the snapshot store
+//	sharing: the copies of templates in the snapshot store
+//	storing: those of paused sandboxes
 //	pause, resume, checkpoint: the operations of users
 //	claim, launch, fork: how sandboxes are made
 //	warmpool, measure: machines ahead of demand; what the sandboxes use
@@ -115,9 +116,10 @@ func (m *Manager) Restore(ctx context.Context, id wrenn.SandboxID, name string) 
 // one that is being made, once it is made, or a new one. Without a build in the
 // spec only the base template exists. The size is that of the build; of the base,
 // zero fields have their defaults. Ensure may be repeated after a lost answer.
+// A build that this host does not have is fetched from BuildKey, if that is set.
 // AlreadyExists when the id is taken by a sandbox of another template or size,
-// FailedPrecondition when it has ended, NotFound when the template does not exist on
-// this host, Invalid when the size is not the build's, Exhausted when a limit of the
+// FailedPrecondition when it has ended, or what is stored of the template cannot be used,
+// NotFound when the template does not exist on this host, or is not stored, Invalid when the size is not the build's, Exhausted when a limit of the
 // host does not allow another one.
 func (m *Manager) Ensure(ctx context.Context, id wrenn.SandboxID, spec wrenn.SandboxSpec) (*Sandbox, error) {
 	spec.Template = cmp.Or(spec.Template, wrenn.BaseTemplate)
@@ -141,6 +143,12 @@ func (m *Manager) Ensure(ctx context.Context, id wrenn.SandboxID, spec wrenn.San
 // ensureRestored is Ensure of a sandbox that is restored from a template's build.
 func (m *Manager) ensureRestored(ctx context.Context, id wrenn.SandboxID, spec wrenn.SandboxSpec) (*Sandbox, error) {
 	from, size, err := m.namedSource(ctx, string(spec.Build))
+	if wrenn.CodeOf(err) == wrenn.NotFound && spec.BuildKey != "" {
+		if err := m.FetchTemplate(ctx, spec.Team, spec.Build, spec.BuildKey); err != nil {
+			return nil, fmt.Errorf("template %.64q: %w", spec.Template, err)
+		}
+		from, size, err = m.namedSource(ctx, string(spec.Build))
+	}
 	if wrenn.CodeOf(err) == wrenn.NotFound {
 		return nil, wrenn.Errorf(wrenn.NotFound, "template %.64q is not on this host (build %s)", spec.Template, spec.Build)
 	}

@@ -691,7 +691,7 @@ func TestRemovalsOnAFullDisk(t *testing.T) {
 	filler := filepath.Join(l.cfg.StateDir, "filler")
 	for what, remove := range map[string]func() error{
 		"a checkpoint": func() error { return sb.DeleteCheckpoint(t.Context(), "one") },
-		"a snapshot":   func() error { return m.RemoveSnapshot(t.Context(), "mine") },
+		"a snapshot":   func() error { return m.RemoveSnapshot(t.Context(), "mine", "") },
 		"a sandbox":    func() error { return other.Destroy(t.Context()) },
 	} {
 		fill(t, filler)

@@ -129,14 +129,17 @@ func (r *registry) admitAs(s *Sandbox, next Status) error {
 func (r *registry) cost(size wrenn.Size) int { return size.MemoryMiB + r.limits.OverheadMiB }
 
 // hasRoom reports whether the limits allow another sandbox of the size.
-func (r *registry) hasRoom(size wrenn.Size) bool {
+func (r *registry) hasRoom(size wrenn.Size) bool { return r.findRoom(size) == nil }
+
+// findRoom returns Exhausted unless the limits allow another sandbox of the size.
+func (r *registry) findRoom(size wrenn.Size) error {
 	free, err := r.diskFreeMiB()
 	if err != nil {
-		return false
+		return err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.checkRoom(size, 0, free) == nil
+	return r.checkRoom(size, 0, free)
 }
 
 // memoryRoom returns how much memory the limit leaves, in MiB.

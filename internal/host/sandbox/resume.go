@@ -3,7 +3,6 @@ package sandbox
 import (
 	"cmp"
 	"context"
-	"sync"
 
 	"wrenn"
 	"wrenn/internal/host/sandbox/instance"
@@ -52,7 +51,7 @@ func (s *Sandbox) resumeFrom(ctx context.Context, token string, source func(cont
 	if s.journal.Held && !evenHeld {
 		return wrenn.Errorf(wrenn.Unavailable, "sandbox %s is being moved to another host; try again in a moment", s.id)
 	}
-	s.host.uploads.stop(s.id)
+	s.host.uploads.stop(string(s.id))
 	if err := locked.tidy(ctx); err != nil {
 		return err
 	}
@@ -91,76 +90,4 @@ func (s locked) restore(ctx context.Context, undo *rollback.Stack, from instance
 	}
 	s.watchInstance(ctx)
 	return nil
-}
-
-// sharedResume lets several callers wait for one resume. The zero value is ready.
-type sharedResume struct {
-	mu      sync.Mutex // guards what follows
-	current *resume    // nil when none is at work
-}
-
-// resume is a resume that is at work.
-type resume struct {
-	done    chan struct{} // closed when err is set
-	err     error
-	waiters int // guarded by the sharedResume's mu
-	cancel  context.CancelFunc
-}
-
-// do waits for the resume that is at work, or starts one by run.
-func (r *sharedResume) do(ctx context.Context, run func(context.Context) error) error {
-	w := r.join(ctx, run)
-	select {
-	case <-w.done:
-		return w.err
-	case <-ctx.Done():
-		if r.removeWaiter(w) {
-			w.cancel()
-			<-w.done
-		}
-		return context.Cause(ctx)
-	}
-}
-
-func (r *sharedResume) join(ctx context.Context, run func(context.Context) error) *resume {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.current == nil {
-		w := &resume{done: make(chan struct{})}
-		ctx, w.cancel = context.WithCancel(context.WithoutCancel(ctx))
-		r.current = w
-		go func() { // its last waiter waits for its end
-			w.err = run(ctx)
-			w.cancel()
-			r.end(w)
-			close(w.done)
-		}()
-	}
-	r.current.waiters++
-	return r.current
-}
-
-// removeWaiter reports whether w has no waiters left; the next caller then starts
-// a new resume.
-func (r *sharedResume) removeWaiter(w *resume) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if w.waiters--; w.waiters > 0 {
-		return false
-	}
-	r.forget(w)
-	return true
-}
-
-func (r *sharedResume) end(w *resume) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.forget(w)
-}
-
-// forget is for a caller that holds mu.
-func (r *sharedResume) forget(w *resume) {
-	if r.current == w {
-		r.current = nil
-	}
 }

@@ -39,7 +39,7 @@ type Sandbox struct {
 	state   state
 	cancel  cancellation
 	guest   atomic.Pointer[envdclient.Client] // of the instance, or of the last one
-	resumes sharedResume
+	resumes sharedCall
 	meter   meter
 	egress  egress.Log
 }

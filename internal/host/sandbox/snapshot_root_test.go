@@ -51,11 +51,11 @@ func TestSnapshotAndRestore(t *testing.T) {
 	must(t, errors.Join(sb.Destroy(t.Context()), restored.Destroy(t.Context())))
 	l.wantClean(t, m)
 
-	must(t, m.RemoveSnapshot(t.Context(), "snap"))
+	must(t, m.RemoveSnapshot(t.Context(), "snap", ""))
 	if _, err := m.Restore(t.Context(), wrenn.NewSandboxID(), "snap"); wrenn.CodeOf(err) != wrenn.NotFound {
 		t.Errorf("Restore() of a removed snapshot = %v, want NotFound", err)
 	}
-	must(t, m.RemoveSnapshot(t.Context(), "second"))
+	must(t, m.RemoveSnapshot(t.Context(), "second", ""))
 	wantSnapshots(t, m)
 }
 
@@ -86,7 +86,7 @@ func TestSnapshotNames(t *testing.T) {
 		if _, err := m.Restore(t.Context(), wrenn.NewSandboxID(), name); wrenn.CodeOf(err) != wrenn.NotFound {
 			t.Errorf("Restore(%q) = %v, want NotFound", name, err)
 		}
-		if err := m.RemoveSnapshot(t.Context(), name); wrenn.CodeOf(err) != wrenn.NotFound {
+		if err := m.RemoveSnapshot(t.Context(), name, ""); wrenn.CodeOf(err) != wrenn.NotFound {
 			t.Errorf("RemoveSnapshot(%q) = %v, want NotFound", name, err)
 		}
 	}
@@ -454,7 +454,7 @@ func TestEnsureFromASnapshot(t *testing.T) {
 	spec := wrenn.SandboxSpec{Template: "mine", Size: small, Build: "template"}
 	sb := ensure(t, m, spec)
 	l.wantMark(t, sb, 'a')
-	must(t, m.RemoveSnapshot(t.Context(), "template"))
+	must(t, m.RemoveSnapshot(t.Context(), "template", ""))
 	wantSnapshots(t, m, "template")
 	wantRemoved := func() {
 		t.Helper()

@@ -3,23 +3,15 @@ package sandbox
 import (
 	"context"
 	"log/slog"
-	"runtime"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/telemetry"
 )
 
-const (
-	// uploadNiceness is the priority of the threads that compare and compress: guests
-	// and requests come first.
-	uploadNiceness = 19
-	// storeLook bounds how long it takes to see that time has passed, see lookAgain.
-	storeLook = time.Minute
-)
+// storeLook bounds how long it takes to see that time has passed, see lookAgain.
+const storeLook = time.Minute
 
 // unstored returns the snapshot of a paused sandbox that is to be stored, "" if none is.
 func (s *Sandbox) unstored() string {
@@ -30,18 +22,27 @@ func (s *Sandbox) unstored() string {
 	return j.Snapshot
 }
 
-// runUploads stores the snapshots of paused sandboxes until ctx ends. What is to be
-// stored is what journals say: an agent that starts continues with it.
+// runUploads stores the snapshots of paused sandboxes, and templates, until ctx ends. What
+// is to be stored is what journals and manifests say: an agent that starts continues with it.
 func (h *host) runUploads(ctx context.Context) {
 	var work sync.WaitGroup
 	defer work.Wait()
 	for {
 		wait := storeLook
 		for _, s := range h.registry.all() {
-			attempt, left, u := h.uploads.claim(telemetry.WithSandbox(ctx, s.id), s.id, s.unstored())
+			attempt, left, u := h.uploads.claim(telemetry.WithSandbox(ctx, s.id), string(s.id), s.unstored())
 			switch {
 			case u != nil:
 				work.Go(func() { s.upload(attempt, u) })
+			case left > 0:
+				wait = min(wait, left)
+			}
+		}
+		for id, c := range h.snapshots.Copies() {
+			attempt, left, u := h.uploads.claim(ctx, id, unstoredTemplate(id, c))
+			switch {
+			case u != nil:
+				work.Go(func() { h.uploadTemplate(attempt, u) })
 			case left > 0:
 				wait = min(wait, left)
 			}
@@ -60,10 +61,7 @@ func (h *host) runUploads(ctx context.Context) {
 
 // upload makes one attempt to store a snapshot.
 func (s *Sandbox) upload(ctx context.Context, u *upload) {
-	runtime.LockOSThread() // for good: the thread ends with the goroutine, and its priority with it
-	if err := unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), uploadNiceness); err != nil {
-		s.logError(ctx, slog.LevelDebug, "upload has the priority of the agent", err)
-	}
+	s.host.lowerPriority(ctx)
 	ctx, done := s.cancel.context(ctx)
 	sent, err := s.store(ctx, u.snapshot)
 	canceled := ctx.Err() != nil
@@ -71,7 +69,7 @@ func (s *Sandbox) upload(ctx context.Context, u *upload) {
 	if err != nil && !canceled {
 		s.logError(ctx, slog.LevelWarn, "paused sandbox cannot be stored; will retry", err)
 	}
-	s.host.uploads.finish(s.id, u, sent, err, canceled)
+	s.host.uploads.finish(string(s.id), u, sent, err, canceled)
 }
 
 // store stores a snapshot of the paused sandbox and writes that to the journal, unless
@@ -110,12 +108,6 @@ func (s *Sandbox) store(ctx context.Context, id string) (sent int64, err error) 
 	return stored.Bytes, nil
 }
 
-// storedNow is the present time, as precise as rows are.
-func storedNow() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }
-
-// HasStore reports whether paused sandboxes are stored.
-func (h *host) HasStore() bool { return h.cfg.Objects != nil }
-
 // StoreStats returns the counts of this moment.
 func (h *host) StoreStats() StoreStats {
 	stats := h.uploads.stats()
@@ -123,6 +115,11 @@ func (h *host) StoreStats() StoreStats {
 		if s.unstored() != "" {
 			stats.Waiting++
 			stats.Oldest = max(stats.Oldest, time.Since(s.Info().LastActiveAt))
+		}
+	}
+	for id, c := range h.snapshots.Copies() {
+		if unstoredTemplate(id, c) != "" {
+			stats.Waiting++
 		}
 	}
 	return stats

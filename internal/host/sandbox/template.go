@@ -17,7 +17,9 @@ import (
 // Recipe is how a snapshot that sandboxes start from is made.
 type Recipe struct {
 	Name string // of the snapshot
-	Size wrenn.Size
+	// Owner has the snapshot stored for other hosts; "" has it not stored.
+	Owner wrenn.TeamID
+	Size  wrenn.Size
 	// DiskMiB is the size of the disk; 0 is that of the guest's.
 	DiskMiB int
 	// MinFreeDiskMiB is what is free of the disk at the end, at least: the disk grows
@@ -66,7 +68,7 @@ func (m *Manager) Build(ctx context.Context, r Recipe) (err error) {
 		return err
 	}
 	warmUp(ctx, s)
-	return s.snapshot(ctx, snapshot.Manifest{ID: r.Name, Metadata: r.Note})
+	return s.snapshot(ctx, snapshot.Manifest{ID: r.Name, Metadata: r.Note, Owner: string(r.Owner)})
 }
 
 // request returns the sandbox in which the recipe is followed.
@@ -174,8 +176,20 @@ func keptOf(snap *snapshot.Snapshot) (Kept, error) {
 func (m *Manager) KeptSnapshots() []string { return m.snapshots.Pinned() }
 
 // RemoveSnapshot deletes a snapshot that Snapshot or Build made. Its files are
-// removed when no sandbox needs them. NotFound when there is none.
-func (m *Manager) RemoveSnapshot(ctx context.Context, name string) error {
+// removed when no sandbox needs them. NotFound when there is none. With an owner, what
+// the snapshot store has of it is deleted before: if that fails it stays, and if this
+// host does not have it the objects of another host are deleted.
+func (m *Manager) RemoveSnapshot(ctx context.Context, name string, owner wrenn.TeamID) error {
+	allow, err := m.uploads.forbid(ctx, name)
+	defer allow()
+	if err != nil {
+		return err
+	}
+	if owner != "" && m.HasStore() {
+		if err := m.archive.RemoveTemplate(ctx, string(owner), name); err != nil {
+			return err
+		}
+	}
 	if err := m.snapshots.Unpin(name); err != nil {
 		return err
 	}

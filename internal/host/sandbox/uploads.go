@@ -20,38 +20,44 @@ const (
 // errResumed ends the upload of a sandbox that is resumed.
 var errResumed = wrenn.Errorf(wrenn.Canceled, "the sandbox is being resumed")
 
-// uploads are the snapshots of paused sandboxes that are not stored yet. Which these are
-// is what the journals say; uploads has only what this agent has tried.
+// errRemoved ends the upload of a template that is removed.
+var errRemoved = wrenn.Errorf(wrenn.Canceled, "the template is being removed")
+
+// uploads are the snapshots of paused sandboxes, and the templates, that are not stored
+// yet, by the ids of these. Which they are is what journals and manifests say; uploads
+// has only what this agent has tried.
 type uploads struct {
 	wake wake.Chan // there may be one to begin
 
-	mu    sync.Mutex // guards what follows
-	tries map[wrenn.SandboxID]*upload
-	done  uint64 // uploads
-	sent  uint64 // bytes of them
-	fails uint64 // attempts
+	mu        sync.Mutex // guards what follows
+	tries     map[string]*upload
+	forbidden map[string]int // see forbid
+	done      uint64         // uploads
+	sent      uint64         // bytes of them
+	fails     uint64         // attempts
 }
 
 // upload is the upload of one snapshot, as far as it is not done.
 type upload struct {
 	snapshot string
 	cancel   context.CancelCauseFunc // of the attempt that is at work; nil when none is
+	ended    chan struct{}           // closed when that has ended
 	wait     time.Duration           // after the next failure
 	at       time.Time               // of the next attempt
 }
 
 func newUploads() uploads {
-	return uploads{wake: wake.New(), tries: map[wrenn.SandboxID]*upload{}}
+	return uploads{wake: wake.New(), tries: map[string]*upload{}, forbidden: map[string]int{}}
 }
 
-// claim returns the attempt that is due for a sandbox whose snapshot is to be stored, with
-// its context; without one it may return the time until then. A sandbox with the snapshot
-// "" has nothing to store.
-func (u *uploads) claim(ctx context.Context, id wrenn.SandboxID, snapshot string) (attempt context.Context, left time.Duration, _ *upload) {
+// claim returns the attempt that is due for a sandbox or template whose snapshot is to be
+// stored, with its context; without one it may return the time until then. One with the
+// snapshot "" has nothing to store.
+func (u *uploads) claim(ctx context.Context, id, snapshot string) (attempt context.Context, left time.Duration, _ *upload) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	t := u.tries[id]
-	if snapshot == "" {
+	if snapshot == "" || u.forbidden[id] > 0 {
 		if t != nil && t.cancel == nil {
 			delete(u.tries, id)
 		}
@@ -65,6 +71,7 @@ func (u *uploads) claim(ctx context.Context, id wrenn.SandboxID, snapshot string
 		return nil, left, nil
 	}
 	attempt, t.cancel = context.WithCancelCause(ctx)
+	t.ended = make(chan struct{})
 	return attempt, 0, t
 }
 
@@ -79,7 +86,7 @@ func (u *uploads) busy() (n int) {
 }
 
 // stop ends the upload of a sandbox that is about to be resumed.
-func (u *uploads) stop(id wrenn.SandboxID) {
+func (u *uploads) stop(id string) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if t := u.tries[id]; t != nil && t.cancel != nil {
@@ -87,14 +94,45 @@ func (u *uploads) stop(id wrenn.SandboxID) {
 	}
 }
 
+// forbid ends the upload of a template that is to be removed, waits for its end, and lets
+// none begin before allow is called. allow is called once, also after an error.
+func (u *uploads) forbid(ctx context.Context, id string) (allow func(), err error) {
+	u.mu.Lock()
+	u.forbidden[id]++
+	var ended chan struct{}
+	if t := u.tries[id]; t != nil && t.cancel != nil {
+		t.cancel(errRemoved)
+		ended = t.ended
+	}
+	u.mu.Unlock()
+	allow = func() {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		if u.forbidden[id]--; u.forbidden[id] == 0 {
+			delete(u.forbidden, id)
+		}
+		u.wake.Notify()
+	}
+	if ended == nil {
+		return allow, nil
+	}
+	select {
+	case <-ended:
+		return allow, nil
+	case <-ctx.Done():
+		return allow, context.Cause(ctx)
+	}
+}
+
 // finish ends an attempt, which sent so many bytes. One that failed is tried again later,
 // one that was canceled when it is due.
-func (u *uploads) finish(id wrenn.SandboxID, t *upload, sent int64, err error, canceled bool) {
+func (u *uploads) finish(id string, t *upload, sent int64, err error, canceled bool) {
 	defer u.wake.Notify()
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	t.cancel(nil)
 	t.cancel = nil
+	close(t.ended)
 	switch {
 	case err == nil:
 		u.done++
@@ -108,8 +146,8 @@ func (u *uploads) finish(id wrenn.SandboxID, t *upload, sent int64, err error, c
 
 // StoreStats are counts of the uploads of a host.
 type StoreStats struct {
-	Waiting int           // paused sandboxes that are to be stored
-	Oldest  time.Duration // since the first of them was paused
+	Waiting int           // paused sandboxes and templates that are to be stored
+	Oldest  time.Duration // since the first of the sandboxes was paused
 	Done    uint64        // uploads
 	Sent    uint64        // bytes of them
 	Failed  uint64        // attempts

@@ -218,7 +218,7 @@ func TestThePoolGoesWithItsSnapshot(t *testing.T) {
 	l := newLab(t)
 	m := l.pooling(t, 1)
 	wantPool(t, m, 1)
-	must(t, m.RemoveSnapshot(t.Context(), m.baseName(small)))
+	must(t, m.RemoveSnapshot(t.Context(), m.baseName(small), ""))
 	wantPool(t, m, 0)
 	wantSnapshots(t, m)
 	wantAlive(t, ensure(t, m, poolable)) // it boots

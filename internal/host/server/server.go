@@ -77,7 +77,7 @@ func (s *server) Ping(context.Context, *pb.PingRequest) (*pb.PingResponse, error
 	}
 	return hostwire.HostInfo(wrenn.HostInfo{
 		Version: s.cfg.Version, Instance: s.cfg.Manager.Instance(), Driver: s.cfg.Driver,
-		Capacity: capacity, HasStore: s.cfg.Manager.HasStore(), HostFacts: s.cfg.Facts,
+		Capacity: capacity, HasStore: s.cfg.Manager.HasStore(), TemplatesRevision: s.cfg.Manager.SnapshotsRevision(), HostFacts: s.cfg.Facts,
 	}), nil
 }
 
@@ -125,7 +125,7 @@ func (s *server) StartSandbox(ctx context.Context, msg *pb.CreateSandboxRequest,
 			}
 			return stream.Send(&pb.StartSandboxResponse{Event: &pb.StartSandboxResponse_Started{Started: r.res}})
 		case <-look.C:
-			if err := waits.tell(s.waitingReason(msg.GetSandboxId())); err != nil {
+			if err := waits.tell(s.waitingReason(msg)); err != nil {
 				cancel()
 				<-created // when the caller is gone nothing of it is left
 				return err
@@ -135,9 +135,12 @@ func (s *server) StartSandbox(ctx context.Context, msg *pb.CreateSandboxRequest,
 }
 
 // waitingReason is why a sandbox that is being made waits; "" if it does not.
-func (s *server) waitingReason(id string) string {
-	sb, err := s.cfg.Manager.Get(wrenn.SandboxID(id))
+func (s *server) waitingReason(msg *pb.CreateSandboxRequest) string {
+	sb, err := s.cfg.Manager.Get(wrenn.SandboxID(msg.GetSandboxId()))
 	if err != nil {
+		if s.cfg.Manager.FetchesTemplate(wrenn.BuildID(msg.GetGeneration())) {
+			return "its host fetches the template from the snapshot store"
+		}
 		return ""
 	}
 	if info := sb.Info(); info.State == wrenn.ObservedStarting {

@@ -175,13 +175,9 @@ func (s *server) DeleteTemplate(ctx context.Context, req *pb.DeleteTemplateReque
 	if err != nil {
 		return nil, err
 	}
-	return &pb.DeleteTemplateResponse{}, s.cfg.Templates.Delete(ctx, id)
+	return &pb.DeleteTemplateResponse{}, s.cfg.Templates.Delete(ctx, id, wrenn.TeamID(req.GetTeam()))
 }
 
 func (s *server) ListTemplates(context.Context, *pb.ListTemplatesRequest) (*pb.ListTemplatesResponse, error) {
-	resp := &pb.ListTemplatesResponse{}
-	for _, id := range s.cfg.Templates.Builds() {
-		resp.Generations = append(resp.Generations, string(id))
-	}
-	return resp, nil
+	return hostwire.HostBuilds(s.cfg.Templates.Builds()), nil
 }

@@ -132,7 +132,7 @@ func TestBuildDoesNotWaitForItsReader(t *testing.T) {
 	testkit.Must(t, err)
 	defer stream.Close()
 	// The stream is not read while the build runs.
-	testkit.WaitUntil(t, "the build is done", func() bool { return len(c.agent.Templates.Builds()) != 0 })
+	testkit.WaitUntil(t, "the build is done", func() bool { return len(c.agent.Templates.Builds().IDs) != 0 })
 	var lines []string
 	var done *pb.TemplateBuilt
 	for stream.Receive() {

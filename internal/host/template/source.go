@@ -49,7 +49,7 @@ func (b *Builder) source(ctx context.Context, job wrenn.BuildRequest, out *outpu
 	case spec.From.OCI != "":
 		err = b.fromContainer(ctx, job, from, out)
 	case spec.From.Template != "":
-		err = b.fromTemplate(ctx, spec.From.Template, from)
+		err = b.fromTemplate(ctx, job, from)
 	case spec.From.Image != "":
 		err = b.fromImage(ctx, spec.From.Image, from, out)
 	default:
@@ -66,9 +66,17 @@ func (b *Builder) source(ctx context.Context, job wrenn.BuildRequest, out *outpu
 	return from, nil
 }
 
-// fromTemplate is the source of a template that is built from another one of this host.
-func (b *Builder) fromTemplate(ctx context.Context, id wrenn.BuildID, from *source) error {
+// fromTemplate is the source of a template that is built from another one, which is
+// fetched if this host does not have it.
+func (b *Builder) fromTemplate(ctx context.Context, job wrenn.BuildRequest, from *source) error {
+	id := job.Spec.From.Template
 	guest, kept, release, err := b.cfg.Manager.SnapshotDisk(ctx, string(id))
+	if wrenn.CodeOf(err) == wrenn.NotFound && job.BaseKey != "" {
+		if err := b.cfg.Manager.FetchTemplate(ctx, job.Team, id, job.BaseKey); err != nil {
+			return err
+		}
+		guest, kept, release, err = b.cfg.Manager.SnapshotDisk(ctx, string(id))
+	}
 	if err != nil {
 		return err
 	}

@@ -235,10 +235,10 @@ func (b *Builder) build(ctx context.Context, job wrenn.BuildRequest, out *output
 		}
 		if spec.From.DiskOnly {
 			out.line("saving the disk of sandbox %s as it is now", spec.From.Sandbox)
-			return sb.SnapshotDisk(ctx, string(job.ID))
+		} else {
+			out.line("saving sandbox %s as it is now", spec.From.Sandbox)
 		}
-		out.line("saving sandbox %s as it is now", spec.From.Sandbox)
-		return sb.Snapshot(ctx, string(job.ID))
+		return sb.SnapshotFor(ctx, job.Team, string(job.ID), spec.From.DiskOnly)
 	}
 	out.step(wrenn.StepBase)
 	from, err := b.source(ctx, job, out)
@@ -282,7 +282,7 @@ func (b *Builder) finalize(ctx context.Context, job wrenn.BuildRequest, disk *sa
 	}
 	out.line("booting")
 	err = b.cfg.Manager.Build(ctx, sandbox.Recipe{
-		Name: string(job.ID), Size: spec.OrDefault(), Guest: disk, Env: end.Env, Note: text, Prepare: p.run,
+		Name: string(job.ID), Owner: job.Team, Size: spec.OrDefault(), Guest: disk, Env: end.Env, Note: text, Prepare: p.run,
 		DiskMiB: spec.DiskMiB, MinFreeDiskMiB: spec.MinFreeDiskMiB, MaxDiskMiB: spec.MaxDiskMiB,
 	})
 	if err == nil {
@@ -292,24 +292,31 @@ func (b *Builder) finalize(ctx context.Context, job wrenn.BuildRequest, disk *sa
 }
 
 // Delete removes a build; its files stay while a sandbox needs them. It is
-// no error if the build does not exist.
-func (b *Builder) Delete(ctx context.Context, id wrenn.BuildID) error {
-	err := b.cfg.Manager.RemoveSnapshot(ctx, string(id))
+// no error if the build does not exist. With an owner, what the snapshot store has of it
+// is deleted, too.
+func (b *Builder) Delete(ctx context.Context, id wrenn.BuildID, owner wrenn.TeamID) error {
+	err := b.cfg.Manager.RemoveSnapshot(ctx, string(id), owner)
 	if wrenn.CodeOf(err) == wrenn.NotFound {
 		return nil
 	}
 	return err
 }
 
-// Builds returns the ids of the builds on this host.
-func (b *Builder) Builds() []wrenn.BuildID {
-	var ids []wrenn.BuildID
+// Builds returns the builds on this host, and where they are stored.
+func (b *Builder) Builds() wrenn.HostBuilds {
+	out := wrenn.HostBuilds{Stored: map[wrenn.BuildID]wrenn.Stored{}}
+	copies := b.cfg.Manager.StoredSnapshots()
 	for _, name := range b.cfg.Manager.KeptSnapshots() {
-		if id, err := wrenn.ParseBuildID(name); err == nil { // no other snapshot's name is like it
-			ids = append(ids, id)
+		id, err := wrenn.ParseBuildID(name)
+		if err != nil { // no other snapshot's name is like it
+			continue
+		}
+		out.IDs = append(out.IDs, id)
+		if s, ok := copies[name]; ok {
+			out.Stored[id] = s
 		}
 	}
-	return ids
+	return out
 }
 
 // access returns the login for a registry, and a transport that dials only what

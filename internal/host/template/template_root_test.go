@@ -84,7 +84,7 @@ func TestBuild(t *testing.T) {
 			if !strings.Contains(log.String(), tt.logged) {
 				t.Errorf("the log is:\n%s\nwant %q", &log, tt.logged)
 			}
-			exists := slices.Contains(agent.Templates.Builds(), id)
+			exists := slices.Contains(agent.Templates.Builds().IDs, id)
 			if exists != (tt.code == "") {
 				t.Errorf("the build exists: %v, after %v", exists, err)
 			}
@@ -111,11 +111,11 @@ func TestBuildIsDoneOnce(t *testing.T) {
 		t.Errorf("again: %+v, %v, its log %q", two, err, second.lines)
 	}
 	for range 2 {
-		if err := agent.Templates.Delete(t.Context(), job.ID); err != nil {
+		if err := agent.Templates.Delete(t.Context(), job.ID, ""); err != nil {
 			t.Error(err)
 		}
 	}
-	if left := agent.Templates.Builds(); len(left) != 0 {
+	if left := agent.Templates.Builds().IDs; len(left) != 0 {
 		t.Errorf("after Delete: %v", left)
 	}
 }
@@ -137,7 +137,7 @@ func TestBuildIsCanceled(t *testing.T) {
 	if !errors.Is(err, why) {
 		t.Errorf("Build() = %v, want %v", err, why)
 	}
-	if left := agent.Templates.Builds(); len(left) != 0 || len(agent.World.Running()) != 0 {
+	if left := agent.Templates.Builds().IDs; len(left) != 0 || len(agent.World.Running()) != 0 {
 		t.Errorf("left: %v, %v", left, agent.World.Running())
 	}
 }
@@ -164,11 +164,11 @@ func TestBuildFromSandbox(t *testing.T) {
 	_, err = agent.Templates.Build(t.Context(), job, log.add)
 	testkit.WantCode(t, err, wrenn.Invalid, "as it is")
 	// A deleted build's files stay while a sandbox needs them.
-	copied, err := agent.Manager.Ensure(t.Context(), wrenn.NewSandboxID(), wrenn.SandboxSpec{Template: "mine", Size: size, Build: agent.Templates.Builds()[0]})
+	copied, err := agent.Manager.Ensure(t.Context(), wrenn.NewSandboxID(), wrenn.SandboxSpec{Template: "mine", Size: size, Build: agent.Templates.Builds().IDs[0]})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := agent.Templates.Delete(t.Context(), agent.Templates.Builds()[0]); err != nil {
+	if err := agent.Templates.Delete(t.Context(), agent.Templates.Builds().IDs[0], ""); err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(copied.Pause(t.Context()), copied.Resume(t.Context()), copied.Destroy(t.Context()), sb.Destroy(t.Context())); err != nil {

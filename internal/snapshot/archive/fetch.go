@@ -21,42 +21,49 @@ import (
 // when the store does not have it; FailedPrecondition, which names the reason, when what
 // is stored is not what was uploaded, or is of another owner or sandbox.
 func (a *Archive) Fetch(ctx context.Context, owner, sandbox, key string) (_ *snapshot.Snapshot, state []byte, release func(), err error) {
-	if err := CheckKey(owner, key); err != nil {
-		return nil, nil, nil, err
-	}
-	text, err := objects.ReadAll(ctx, a.Objects, key, maxRecord)
-	if err != nil {
-		return nil, nil, nil, err
-	}
-	rec, err := parseRecord(text, owner, sandbox, key)
+	rec, err := a.record(ctx, subject{owner: owner, sandbox: sandbox}, key)
 	if err != nil {
 		return nil, nil, nil, err
 	}
 	if snap, release, err := a.Snapshots.Load(ctx, rec.Snapshot.ID); wrenn.CodeOf(err) != wrenn.NotFound {
 		return snap, rec.State, release, err
 	}
-	f := &fetch{Archive: a, rec: &rec}
-	snap, release, err := f.run(ctx)
+	f := &fetch{Archive: a, rec: rec}
+	man := rec.Snapshot
+	man.Base, man.Pinned, man.Transient, man.Owner, man.Copy = "", false, false, "", snapshot.Copy{}
+	snap, release, err := f.run(ctx, man)
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("fetch snapshot %s: %w", rec.Snapshot.ID, err)
 	}
 	return snap, rec.State, release, nil
 }
 
-// fetch is one call of Fetch.
+// record reads the record of a subject at key.
+func (a *Archive) record(ctx context.Context, of subject, key string) (*record, error) {
+	if err := of.check(key); err != nil {
+		return nil, err
+	}
+	text, err := objects.ReadAll(ctx, a.Objects, key, maxRecord)
+	if err != nil {
+		return nil, err
+	}
+	rec, err := parseRecord(text, of, key)
+	return &rec, err
+}
+
+// fetch is one call of Fetch or FetchTemplate.
 type fetch struct {
 	*Archive
 	rec *record
 }
 
-func (f *fetch) run(ctx context.Context) (_ *snapshot.Snapshot, release func(), err error) {
+// run makes the snapshot of the record, with the base that its layers have.
+func (f *fetch) run(ctx context.Context, man snapshot.Manifest) (_ *snapshot.Snapshot, release func(), err error) {
 	base, releaseBase, err := f.base(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer releaseBase()
-	man := f.rec.Snapshot
-	man.Base, man.Pinned, man.Transient = "", false, false
 	if base != nil {
 		man.Base = base.snap.ID
 	}
@@ -103,7 +110,7 @@ func (f *fetch) base(ctx context.Context) (*baseFiles, func(), error) {
 		return &baseFiles{snap, first}, release, nil
 	}
 	man := f.rec.Snapshot
-	man.ID, man.Base, man.Metadata, man.Pinned, man.Transient = baseID(first), "", nil, false, false
+	man.ID, man.Base, man.Metadata, man.Pinned, man.Transient, man.Owner, man.Copy = baseID(first), "", nil, false, false, "", snapshot.Copy{}
 	snap, release, err := f.publish(ctx, man, func(staged *snapshot.Staged) error {
 		for _, file := range f.rec.Files {
 			if ref, ok := first[file.Path]; ok {
@@ -118,14 +125,7 @@ func (f *fetch) base(ctx context.Context) (*baseFiles, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	known := stored{}
-	for path, ref := range first {
-		if known[ref.Owner] == nil {
-			known[ref.Owner] = map[string]layerRef{}
-		}
-		known[ref.Owner][path] = ref
-	}
-	if err := f.writeStored(snap.ID, known); err != nil {
+	if err := f.writeStored(snap.ID, storedOf(first)); err != nil {
 		release()
 		return nil, nil, err
 	}
@@ -161,7 +161,7 @@ func (f *fetch) find(ctx context.Context, first map[string]layerRef) (*snapshot.
 
 func hasAll(known stored, first map[string]layerRef) bool {
 	for path, ref := range first {
-		if known[ref.Owner][path] != ref {
+		if !known[ref.Owner][path].isSame(ref) {
 			return false
 		}
 	}

@@ -31,7 +31,8 @@ const (
 type record struct {
 	Format   int               `json:"format"`
 	Owner    string            `json:"owner"`
-	Sandbox  string            `json:"sandbox"`
+	Sandbox  string            `json:"sandbox,omitempty"`  // whose snapshot it is
+	Template string            `json:"template,omitempty"` // or: it is a template, whose layers are its own
 	Snapshot snapshot.Manifest `json:"snapshot"`
 	Files    []file            `json:"files"`
 	// State is the caller's.
@@ -49,9 +50,12 @@ type file struct {
 
 // layerRef is a layer in the store.
 type layerRef struct {
-	Owner string   `json:"owner"` // Shared or that of the record
-	ID    layer.ID `json:"id"`
-	Bytes int64    `json:"bytes"` // of its object
+	Owner string `json:"owner"` // Shared or that of the record
+	// Template has the layer to itself: it is removed with that. "" are layers that other
+	// snapshots may refer to.
+	Template string   `json:"template,omitempty"`
+	ID       layer.ID `json:"id"`
+	Bytes    int64    `json:"bytes"` // of its object
 }
 
 // Shared owns the layers of snapshots that belong to no team, as the base template.
@@ -67,48 +71,79 @@ func prefixOf(owner string) string {
 	return "teams/" + owner + "/"
 }
 
-func (r layerRef) key() string { return prefixOf(r.Owner) + "layers/" + r.ID.String() }
-
-// keyOf returns the key of a record with that text.
-func keyOf(owner, id string, text []byte) string {
-	sum := sha256.Sum256(text)
-	return prefixOf(owner) + "snapshots/" + id + "." + hex.EncodeToString(sum[:])
+func (r layerRef) key() string {
+	if r.Template != "" {
+		return templatePrefix(r.Owner, r.Template) + "layers/" + r.ID.String()
+	}
+	return prefixOf(r.Owner) + "layers/" + r.ID.String()
 }
 
-// CheckKey returns a FailedPrecondition error unless the key names a snapshot of the owner.
-func CheckKey(owner, key string) error {
-	rest, ok := strings.CutPrefix(key, prefixOf(owner)+"snapshots/")
-	id, sum, _ := strings.Cut(rest, ".")
-	if !ok || !ownerForm.MatchString(owner) || snapshot.CheckID(id) != nil || len(sum) != hex.EncodedLen(sha256.Size) {
-		return wrenn.Errorf(wrenn.FailedPrecondition, "%.200q does not name a stored snapshot of the sandbox's team", key)
+// isSame reports whether both have the same content, wherever it is.
+func (r layerRef) isSame(other layerRef) bool { return r.Owner == other.Owner && r.ID == other.ID }
+
+// subject is what a stored snapshot is of: a sandbox, or the template of that id.
+type subject struct{ owner, sandbox, template string }
+
+// templatePrefix begins the keys of all objects of a template.
+func templatePrefix(owner, id string) string { return prefixOf(owner) + "templates/" + id + "/" }
+
+// keyOf returns the key of a record with that text, of the snapshot id.
+func (of subject) keyOf(id string, text []byte) string {
+	sum := sha256.Sum256(text)
+	name := hex.EncodeToString(sum[:])
+	if of.template != "" {
+		return templatePrefix(of.owner, of.template) + name
+	}
+	return prefixOf(of.owner) + "snapshots/" + id + "." + name
+}
+
+// check returns a FailedPrecondition error unless the key names a snapshot of the subject.
+func (of subject) check(key string) error {
+	var ok bool
+	var id, sum string
+	if of.template != "" {
+		id = of.template
+		sum, ok = strings.CutPrefix(key, templatePrefix(of.owner, id))
+	} else {
+		sum, ok = strings.CutPrefix(key, prefixOf(of.owner)+"snapshots/")
+		id, sum, _ = strings.Cut(sum, ".")
+	}
+	if !ok || !isOwner(of.owner) || snapshot.CheckID(id) != nil || !sumForm.MatchString(sum) {
+		return wrenn.Errorf(wrenn.FailedPrecondition, "%.200q does not name a stored snapshot of that team, or not this one", key)
 	}
 	return nil
 }
 
+var sumForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+func isOwner(id string) bool { return ownerForm.MatchString(id) && id != Shared }
+
 // parseRecord parses what is stored at key, and checks that it is what was stored.
-func parseRecord(text []byte, owner, sandbox, key string) (rec record, err error) {
+func parseRecord(text []byte, of subject, key string) (rec record, err error) {
 	if err := json.NewDecoder(bytes.NewReader(text)).Decode(&rec); err != nil {
 		return rec, refuse("its record is damaged")
 	}
 	switch {
 	case rec.Format > format:
 		return rec, refuse("it has format %d, and this version reads format %d: use a newer version", rec.Format, format)
-	case keyOf(owner, rec.Snapshot.ID, text) != key:
+	case of.keyOf(rec.Snapshot.ID, text) != key:
 		return rec, refuse("its record is damaged, or that of another snapshot")
-	case rec.Owner != owner:
+	case rec.Owner != of.owner:
 		return rec, refuse("it belongs to another team")
-	case rec.Sandbox != sandbox:
+	case rec.Sandbox != of.sandbox:
 		return rec, refuse("it is of sandbox %.40q", rec.Sandbox)
+	case rec.Template != of.template, of.template != "" && rec.Snapshot.ID != of.template:
+		return rec, refuse("it is of template %.40q", rec.Template)
 	}
 	for _, f := range rec.Files {
-		if err := f.check(owner); err != nil {
+		if err := f.check(of); err != nil {
 			return rec, err
 		}
 	}
 	return rec, nil
 }
 
-func (f *file) check(owner string) error {
+func (f *file) check(of subject) error {
 	switch {
 	case len(f.Layers) > maxChain:
 		return refuse("its file %.80q has %d layers, more than %d", f.Path, len(f.Layers), maxChain)
@@ -116,8 +151,11 @@ func (f *file) check(owner string) error {
 		return refuse("its file %.80q has %d bytes and must have %d", f.Path, len(f.Content), f.Size)
 	}
 	for _, l := range f.Layers {
-		if l.Owner != owner && l.Owner != Shared {
+		switch {
+		case l.Owner != of.owner && l.Owner != Shared:
 			return refuse("a layer of it belongs to another team")
+		case l.Template != "" && (l.Template != of.template || l.Owner != of.owner):
+			return refuse("a layer of it belongs to another template")
 		}
 	}
 	return nil

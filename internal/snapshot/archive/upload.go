@@ -4,6 +4,8 @@
 //
 //	teams/TEAM/layers/SHA256        blocks of a file that differ from its parent; see package layer
 //	teams/TEAM/snapshots/ID.SHA256  a record: the manifest, small files, and the layers of large ones
+//	teams/TEAM/templates/ID/SHA256  a record of a template, which has the layers below
+//	teams/TEAM/templates/ID/layers/SHA256
 //	shared/layers/SHA256            layers of snapshots that belong to no team
 package archive
 
@@ -41,22 +43,26 @@ type Stored struct {
 // owner is a team's id. An upload that was interrupted is repeated by calling Upload
 // again; layers that the store has are not sent twice.
 func (a *Archive) Upload(ctx context.Context, owner, sandbox, id string, state []byte) (Stored, error) {
-	if !ownerForm.MatchString(owner) || owner == Shared {
-		return Stored{}, wrenn.Errorf(wrenn.Invalid, "%.80q cannot own a stored snapshot", owner)
+	return a.upload(ctx, subject{owner: owner, sandbox: sandbox}, id, state)
+}
+
+func (a *Archive) upload(ctx context.Context, of subject, id string, state []byte) (Stored, error) {
+	if !isOwner(of.owner) {
+		return Stored{}, wrenn.Errorf(wrenn.Invalid, "%.80q cannot own a stored snapshot", of.owner)
 	}
 	snap, release, err := a.Snapshots.Load(ctx, id)
 	if err != nil {
 		return Stored{}, err
 	}
 	defer release()
-	u := &upload{Archive: a, owner: owner}
+	u := &upload{Archive: a, subject: of}
 	base, releaseBase, err := u.base(ctx, snap.Base)
 	if err != nil {
 		return Stored{}, err
 	}
 	defer releaseBase()
-	rec := record{Format: format, Owner: owner, Sandbox: sandbox, Snapshot: snap.Manifest, State: state}
-	rec.Snapshot.Base, rec.Snapshot.Pinned = "", false
+	rec := record{Format: format, Owner: of.owner, Sandbox: of.sandbox, Template: of.template, Snapshot: snap.Manifest, State: state}
+	rec.Snapshot.Base, rec.Snapshot.Pinned, rec.Snapshot.Owner, rec.Snapshot.Copy = "", false, "", snapshot.Copy{}
 	for _, f := range snap.Files {
 		stored, err := u.file(ctx, snap, f, base)
 		if err != nil {
@@ -68,15 +74,15 @@ func (a *Archive) Upload(ctx context.Context, owner, sandbox, id string, state [
 	if err != nil {
 		return Stored{}, err
 	}
-	key := keyOf(owner, id, text)
+	key := of.keyOf(id, text)
 	return Stored{key, u.sent + int64(len(text))}, a.Objects.Put(ctx, key, bytes.NewReader(text), int64(len(text)), false)
 }
 
 // upload is one call of Upload.
 type upload struct {
 	*Archive
-	owner string
-	sent  int64
+	subject
+	sent int64
 }
 
 // stored is the content of a snapshot's stored.json: the layers of its files, by owner
@@ -131,7 +137,7 @@ func (u *upload) baseLayers(ctx context.Context, snap *snapshot.Snapshot, known 
 		if ref, ok := layers[f.Path]; ok && u.has(ctx, ref) {
 			continue
 		}
-		if layers[f.Path], err = u.layer(ctx, snap, f, nil, layerRef{}, owner); err != nil {
+		if layers[f.Path], err = u.layer(ctx, snap, f, nil, layerRef{Owner: owner}); err != nil {
 			return nil, err
 		}
 		known[owner] = layers
@@ -183,23 +189,25 @@ func (u *upload) file(ctx context.Context, snap *snapshot.Snapshot, f snapshot.F
 		return out, err
 	}
 	var parent *os.File
-	var under layerRef
+	var on *layer.Parent
+	ref := layerRef{Owner: u.owner, Template: u.template}
 	if base != nil {
-		if ref, ok := base.layers[f.Path]; ok {
+		if under, ok := base.layers[f.Path]; ok {
 			if parent, err = os.Open(base.snap.Path(f)); err != nil {
 				return file{}, err
 			}
 			defer parent.Close()
-			under, out.Layers = ref, []layerRef{ref}
+			on, out.Layers = &layer.Parent{ID: under.ID, File: parent}, []layerRef{under}
 		}
 	}
-	ref, err := u.layer(ctx, snap, f, parent, under, u.owner)
+	ref, err = u.layer(ctx, snap, f, on, ref)
 	out.Layers = append(out.Layers, ref)
 	return out, err
 }
 
-// layer stores the layer of a file on top of parent, nil for none, whose layer is under.
-func (u *upload) layer(ctx context.Context, snap *snapshot.Snapshot, f snapshot.File, parent *os.File, under layerRef, owner string) (_ layerRef, err error) {
+// layer stores the layer of a file on top of a parent, nil for none, as ref says, and
+// returns ref with the layer's id.
+func (u *upload) layer(ctx context.Context, snap *snapshot.Snapshot, f snapshot.File, on *layer.Parent, ref layerRef) (_ layerRef, err error) {
 	staged, err := u.Snapshots.Stage()
 	if err != nil {
 		return layerRef{}, err
@@ -215,15 +223,11 @@ func (u *upload) layer(ctx context.Context, snap *snapshot.Snapshot, f snapshot.
 		return layerRef{}, err
 	}
 	defer content.Close()
-	var on *layer.Parent
-	if parent != nil {
-		on = &layer.Parent{ID: under.ID, File: parent}
-	}
-	info, err := layer.Write(ctx, packed, content, on, owner)
+	info, err := layer.Write(ctx, packed, content, on, ref.Owner)
 	if err != nil {
 		return layerRef{}, err
 	}
-	ref := layerRef{owner, info.ID, info.Bytes}
+	ref.ID, ref.Bytes = info.ID, info.Bytes
 	if u.has(ctx, ref) {
 		return ref, nil
 	}

@@ -43,6 +43,9 @@ type Agent struct {
 	HasStore bool
 	// Stores has it store what is paused, at once, under its own key.
 	Stores bool
+	// SharesTemplates has it store its builds at once, fetch those of others, and tell of
+	// both. It needs HasStore.
+	SharesTemplates bool
 	// Zone, Labels and Platform are what the host says of itself.
 	Zone     string
 	Labels   map[string]string
@@ -55,6 +58,9 @@ type Agent struct {
 	sandboxes map[string]*sandbox
 	// builds are those of the templates of this host.
 	builds     map[string]bool
+	teams      map[string]string // of builds
+	revision   uint64            // of builds
+	purged     map[string]bool   // "team/build" that DeleteTemplate named
 	volumes    map[string]bool
 	creates    int
 	resumes    int
@@ -125,6 +131,9 @@ func (a *Agent) Ping(ctx context.Context, _ *hostagentv1.PingRequest) (res *host
 		res = &hostagentv1.PingResponse{HasStore: a.HasStore, Version: "test", Instance: a.name(), Driver: "memory", Capacity: a.capacity(), Zone: a.Zone, Labels: a.Labels,
 			Platform: &hostagentv1.Platform{Driver: a.Platform.Driver, Version: a.Platform.Version, Processor: a.Platform.Processor},
 		}
+		if a.SharesTemplates {
+			res.TemplatesRevision = a.revision + 1
+		}
 		return nil
 	})
 	return res, err
@@ -144,6 +153,9 @@ func (a *Agent) CreateSandbox(ctx context.Context, req *hostagentv1.CreateSandbo
 		}
 		if c := a.capacity(); c.SandboxesUsed >= c.Sandboxes || c.MemoryMbUsed+uint64(req.GetMemoryMb()) > c.MemoryMb {
 			return wrenn.Errorf(wrenn.Exhausted, "this host is full")
+		}
+		if err := a.fetchBuild(req); err != nil {
+			return err
 		}
 		if g := req.GetGeneration(); g != "" && !a.builds[g] || req.GetTemplate() == "missing" {
 			return wrenn.Errorf(wrenn.NotFound, "there is no template %s here", req.GetTemplate())

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"wrenn"
 	"wrenn/internal/wire"
@@ -39,7 +40,7 @@ func (a *Agent) BuildTemplate(ctx context.Context, req *hostagentv1.BuildTemplat
 		}
 		return nil
 	})
-	a.Keep(wrenn.BuildID(req.GetGeneration()))
+	a.keep(wrenn.BuildID(req.GetGeneration()), req.GetTeam())
 	env := maps.Clone(req.GetEnv())
 	if req.GetContainer() != nil {
 		env = map[string]string{"FROM_IMAGE": "yes"}
@@ -65,15 +66,48 @@ func (a *Agent) build(ctx context.Context, req *hostagentv1.BuildTemplateRequest
 	return nil
 }
 
-// Keep adds a build.
-func (a *Agent) Keep(id wrenn.BuildID) {
+// Keep adds a build, which is not stored.
+func (a *Agent) Keep(id wrenn.BuildID) { a.keep(id, "") }
+
+func (a *Agent) keep(id wrenn.BuildID, team string) {
 	_ = a.locked(func() error { // never fails
-		if a.builds == nil {
-			a.builds = map[string]bool{}
-		}
-		a.builds[string(id)] = true
+		a.addBuild(string(id), team)
 		return nil
 	})
+}
+
+// addBuild is for a caller that holds mu.
+func (a *Agent) addBuild(id, team string) {
+	if a.builds == nil {
+		a.builds, a.teams = map[string]bool{}, map[string]string{}
+	}
+	a.builds[id], a.teams[id] = true, team
+	a.revision++
+}
+
+// fetchBuild adds the build of a new sandbox that the host does not have, if it can. The
+// caller holds mu.
+func (a *Agent) fetchBuild(req *hostagentv1.CreateSandboxRequest) error {
+	id := req.GetGeneration()
+	if id == "" || a.builds[id] || !a.SharesTemplates {
+		return nil
+	}
+	if req.GetTemplateKey() != TemplateKey(wrenn.TeamID(req.GetTeam()), wrenn.BuildID(id)) {
+		return wrenn.Errorf(wrenn.NotFound, "template is not on this host (build %s)", id)
+	}
+	a.addBuild(id, req.GetTeam())
+	return nil
+}
+
+// TemplateKey is where hosts store a build of a team.
+func TemplateKey(team wrenn.TeamID, id wrenn.BuildID) string {
+	return "teams/" + string(team) + "/templates/" + string(id) + "/x"
+}
+
+// Purged reports whether the objects of a team's build were deleted.
+func (a *Agent) Purged(team wrenn.TeamID, id wrenn.BuildID) (purged bool) {
+	_ = a.locked(func() error { purged = a.purged[string(team)+"/"+string(id)]; return nil }) // never fails
+	return purged
 }
 
 // Builds returns the ids of all builds.
@@ -90,6 +124,13 @@ func (a *Agent) Builds() []string {
 func (a *Agent) DeleteTemplate(ctx context.Context, req *hostagentv1.DeleteTemplateRequest) (*hostagentv1.DeleteTemplateResponse, error) {
 	return &hostagentv1.DeleteTemplateResponse{}, a.with(ctx, "DeleteTemplate", req.GetGeneration(), func() error {
 		delete(a.builds, req.GetGeneration())
+		a.revision++
+		if a.purged == nil {
+			a.purged = map[string]bool{}
+		}
+		if req.GetTeam() != "" {
+			a.purged[req.GetTeam()+"/"+req.GetGeneration()] = true
+		}
 		return nil
 	})
 }
@@ -99,13 +140,18 @@ func (a *Agent) ListTemplates(ctx context.Context, _ *hostagentv1.ListTemplatesR
 	res := &hostagentv1.ListTemplatesResponse{}
 	return res, a.with(ctx, "ListTemplates", "", func() error {
 		res.Generations = slices.Sorted(maps.Keys(a.builds))
+		for _, id := range res.Generations {
+			if team := a.teams[id]; a.SharesTemplates && team != "" {
+				res.Stored = append(res.Stored, &hostagentv1.StoredTemplate{Generation: id, Key: TemplateKey(wrenn.TeamID(team), wrenn.BuildID(id)), At: timestamppb.Now()})
+			}
+		}
 		return nil
 	})
 }
 
 // Forget loses a build, as if the host's disk was replaced.
 func (a *Agent) Forget(id wrenn.BuildID) {
-	_ = a.locked(func() error { delete(a.builds, string(id)); return nil }) // never fails
+	_ = a.locked(func() error { delete(a.builds, string(id)); a.revision++; return nil }) // never fails
 }
 
 // PutBuildFiles keeps the files of a COPY step.

@@ -491,11 +491,14 @@ type PingResponse struct {
 	// Paused sandboxes are stored where other hosts can fetch them.
 	HasStore bool `protobuf:"varint,80,opt,name=has_store,json=hasStore,proto3" json:"has_store,omitempty"`
 	// Of the agent's configuration.
-	Zone          string            `protobuf:"bytes,105,opt,name=zone,proto3" json:"zone,omitempty"`
-	Labels        map[string]string `protobuf:"bytes,106,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Platform      *Platform         `protobuf:"bytes,107,opt,name=platform,proto3" json:"platform,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Zone     string            `protobuf:"bytes,105,opt,name=zone,proto3" json:"zone,omitempty"`
+	Labels   map[string]string `protobuf:"bytes,106,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Platform *Platform         `protobuf:"bytes,107,opt,name=platform,proto3" json:"platform,omitempty"`
+	// Changes when the answer of ListTemplates does; comparable within one instance. 0 of
+	// an agent that does not know it.
+	TemplatesRevision uint64 `protobuf:"varint,130,opt,name=templates_revision,json=templatesRevision,proto3" json:"templates_revision,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *PingResponse) Reset() {
@@ -582,6 +585,13 @@ func (x *PingResponse) GetPlatform() *Platform {
 		return x.Platform
 	}
 	return nil
+}
+
+func (x *PingResponse) GetTemplatesRevision() uint64 {
+	if x != nil {
+		return x.TemplatesRevision
+	}
+	return 0
 }
 
 // Platform is what snapshots depend on. Empty fields are unknown, or of no importance.
@@ -782,7 +792,9 @@ type CreateSandboxRequest struct {
 	// For the header rules of the policy.
 	Secrets *SecretValues `protobuf:"bytes,100,opt,name=secrets,proto3" json:"secrets,omitempty"`
 	// Who owns what is stored of the sandbox; empty: it is not stored.
-	Team          string `protobuf:"bytes,80,opt,name=team,proto3" json:"team,omitempty"`
+	Team string `protobuf:"bytes,80,opt,name=team,proto3" json:"team,omitempty"`
+	// Where the template is stored, of the team: a host that does not have it fetches it.
+	TemplateKey   string `protobuf:"bytes,130,opt,name=template_key,json=templateKey,proto3" json:"template_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -925,6 +937,13 @@ func (x *CreateSandboxRequest) GetSecrets() *SecretValues {
 func (x *CreateSandboxRequest) GetTeam() string {
 	if x != nil {
 		return x.Team
+	}
+	return ""
+}
+
+func (x *CreateSandboxRequest) GetTemplateKey() string {
+	if x != nil {
+		return x.TemplateKey
 	}
 	return ""
 }
@@ -2686,6 +2705,8 @@ type BuildTemplateRequest struct {
 	// unless that is 0.
 	MinFreeDiskMb uint32 `protobuf:"varint,51,opt,name=min_free_disk_mb,json=minFreeDiskMb,proto3" json:"min_free_disk_mb,omitempty"`
 	MaxDiskMb     uint32 `protobuf:"varint,52,opt,name=max_disk_mb,json=maxDiskMb,proto3" json:"max_disk_mb,omitempty"`
+	// Where base_generation is stored, as template_key of CreateSandboxRequest.
+	BaseKey       string `protobuf:"bytes,130,opt,name=base_key,json=baseKey,proto3" json:"base_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2873,6 +2894,13 @@ func (x *BuildTemplateRequest) GetMaxDiskMb() uint32 {
 		return x.MaxDiskMb
 	}
 	return 0
+}
+
+func (x *BuildTemplateRequest) GetBaseKey() string {
+	if x != nil {
+		return x.BaseKey
+	}
+	return ""
 }
 
 type isBuildTemplateRequest_Source interface {
@@ -3524,8 +3552,11 @@ func (x *TemplateBuilt) GetDiskMb() uint32 {
 }
 
 type DeleteTemplateRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Generation    string                 `protobuf:"bytes,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Generation string                 `protobuf:"bytes,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	// With a team, which owns it: what is stored of it is deleted as well. If that fails
+	// the template stays.
+	Team          string `protobuf:"bytes,130,opt,name=team,proto3" json:"team,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3563,6 +3594,13 @@ func (*DeleteTemplateRequest) Descriptor() ([]byte, []int) {
 func (x *DeleteTemplateRequest) GetGeneration() string {
 	if x != nil {
 		return x.Generation
+	}
+	return ""
+}
+
+func (x *DeleteTemplateRequest) GetTeam() string {
+	if x != nil {
+		return x.Team
 	}
 	return ""
 }
@@ -3640,8 +3678,10 @@ func (*ListTemplatesRequest) Descriptor() ([]byte, []int) {
 }
 
 type ListTemplatesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Generations   []string               `protobuf:"bytes,1,rep,name=generations,proto3" json:"generations,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Generations []string               `protobuf:"bytes,1,rep,name=generations,proto3" json:"generations,omitempty"`
+	// Those that are stored where other hosts can fetch them.
+	Stored        []*StoredTemplate `protobuf:"bytes,130,rep,name=stored,proto3" json:"stored,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3683,6 +3723,73 @@ func (x *ListTemplatesResponse) GetGenerations() []string {
 	return nil
 }
 
+func (x *ListTemplatesResponse) GetStored() []*StoredTemplate {
+	if x != nil {
+		return x.Stored
+	}
+	return nil
+}
+
+type StoredTemplate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    string                 `protobuf:"bytes,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	Key           string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoredTemplate) Reset() {
+	*x = StoredTemplate{}
+	mi := &file_v1_hostagent_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoredTemplate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoredTemplate) ProtoMessage() {}
+
+func (x *StoredTemplate) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoredTemplate.ProtoReflect.Descriptor instead.
+func (*StoredTemplate) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *StoredTemplate) GetGeneration() string {
+	if x != nil {
+		return x.Generation
+	}
+	return ""
+}
+
+func (x *StoredTemplate) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *StoredTemplate) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
 type CreateSandboxResponse struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
@@ -3699,7 +3806,7 @@ type CreateSandboxResponse struct {
 
 func (x *CreateSandboxResponse) Reset() {
 	*x = CreateSandboxResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[49]
+	mi := &file_v1_hostagent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3711,7 +3818,7 @@ func (x *CreateSandboxResponse) String() string {
 func (*CreateSandboxResponse) ProtoMessage() {}
 
 func (x *CreateSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[49]
+	mi := &file_v1_hostagent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3724,7 +3831,7 @@ func (x *CreateSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSandboxResponse.ProtoReflect.Descriptor instead.
 func (*CreateSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{49}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *CreateSandboxResponse) GetSandboxId() string {
@@ -3771,7 +3878,7 @@ type DestroySandboxRequest struct {
 
 func (x *DestroySandboxRequest) Reset() {
 	*x = DestroySandboxRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[50]
+	mi := &file_v1_hostagent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3783,7 +3890,7 @@ func (x *DestroySandboxRequest) String() string {
 func (*DestroySandboxRequest) ProtoMessage() {}
 
 func (x *DestroySandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[50]
+	mi := &file_v1_hostagent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3796,7 +3903,7 @@ func (x *DestroySandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroySandboxRequest.ProtoReflect.Descriptor instead.
 func (*DestroySandboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{50}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *DestroySandboxRequest) GetSandboxId() string {
@@ -3814,7 +3921,7 @@ type DestroySandboxResponse struct {
 
 func (x *DestroySandboxResponse) Reset() {
 	*x = DestroySandboxResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[51]
+	mi := &file_v1_hostagent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3826,7 +3933,7 @@ func (x *DestroySandboxResponse) String() string {
 func (*DestroySandboxResponse) ProtoMessage() {}
 
 func (x *DestroySandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[51]
+	mi := &file_v1_hostagent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3839,7 +3946,7 @@ func (x *DestroySandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroySandboxResponse.ProtoReflect.Descriptor instead.
 func (*DestroySandboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{51}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{52}
 }
 
 type PauseSandboxRequest struct {
@@ -3862,7 +3969,7 @@ type PauseSandboxRequest struct {
 
 func (x *PauseSandboxRequest) Reset() {
 	*x = PauseSandboxRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[52]
+	mi := &file_v1_hostagent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3874,7 +3981,7 @@ func (x *PauseSandboxRequest) String() string {
 func (*PauseSandboxRequest) ProtoMessage() {}
 
 func (x *PauseSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[52]
+	mi := &file_v1_hostagent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3887,7 +3994,7 @@ func (x *PauseSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseSandboxRequest.ProtoReflect.Descriptor instead.
 func (*PauseSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{52}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *PauseSandboxRequest) GetSandboxId() string {
@@ -3935,7 +4042,7 @@ type PauseSandboxResponse struct {
 
 func (x *PauseSandboxResponse) Reset() {
 	*x = PauseSandboxResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[53]
+	mi := &file_v1_hostagent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3947,7 +4054,7 @@ func (x *PauseSandboxResponse) String() string {
 func (*PauseSandboxResponse) ProtoMessage() {}
 
 func (x *PauseSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[53]
+	mi := &file_v1_hostagent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3960,7 +4067,7 @@ func (x *PauseSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseSandboxResponse.ProtoReflect.Descriptor instead.
 func (*PauseSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{53}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *PauseSandboxResponse) GetDiskOnly() bool {
@@ -3983,7 +4090,7 @@ type ResumeSandboxRequest struct {
 
 func (x *ResumeSandboxRequest) Reset() {
 	*x = ResumeSandboxRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[54]
+	mi := &file_v1_hostagent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3995,7 +4102,7 @@ func (x *ResumeSandboxRequest) String() string {
 func (*ResumeSandboxRequest) ProtoMessage() {}
 
 func (x *ResumeSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[54]
+	mi := &file_v1_hostagent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4008,7 +4115,7 @@ func (x *ResumeSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeSandboxRequest.ProtoReflect.Descriptor instead.
 func (*ResumeSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{54}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ResumeSandboxRequest) GetSandboxId() string {
@@ -4042,7 +4149,7 @@ type ResumeSandboxResponse struct {
 
 func (x *ResumeSandboxResponse) Reset() {
 	*x = ResumeSandboxResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[55]
+	mi := &file_v1_hostagent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4054,7 +4161,7 @@ func (x *ResumeSandboxResponse) String() string {
 func (*ResumeSandboxResponse) ProtoMessage() {}
 
 func (x *ResumeSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[55]
+	mi := &file_v1_hostagent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4067,7 +4174,7 @@ func (x *ResumeSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeSandboxResponse.ProtoReflect.Descriptor instead.
 func (*ResumeSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{55}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ResumeSandboxResponse) GetBoot() bool {
@@ -4092,7 +4199,7 @@ type ForkSandboxRequest struct {
 
 func (x *ForkSandboxRequest) Reset() {
 	*x = ForkSandboxRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[56]
+	mi := &file_v1_hostagent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4104,7 +4211,7 @@ func (x *ForkSandboxRequest) String() string {
 func (*ForkSandboxRequest) ProtoMessage() {}
 
 func (x *ForkSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[56]
+	mi := &file_v1_hostagent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4117,7 +4224,7 @@ func (x *ForkSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkSandboxRequest.ProtoReflect.Descriptor instead.
 func (*ForkSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{56}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ForkSandboxRequest) GetSandboxId() string {
@@ -4161,7 +4268,7 @@ type ForkSandboxResponse struct {
 
 func (x *ForkSandboxResponse) Reset() {
 	*x = ForkSandboxResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[57]
+	mi := &file_v1_hostagent_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4173,7 +4280,7 @@ func (x *ForkSandboxResponse) String() string {
 func (*ForkSandboxResponse) ProtoMessage() {}
 
 func (x *ForkSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[57]
+	mi := &file_v1_hostagent_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4186,7 +4293,7 @@ func (x *ForkSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkSandboxResponse.ProtoReflect.Descriptor instead.
 func (*ForkSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{57}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ForkSandboxResponse) GetResults() []*ForkResult {
@@ -4215,7 +4322,7 @@ type ForkResult struct {
 
 func (x *ForkResult) Reset() {
 	*x = ForkResult{}
-	mi := &file_v1_hostagent_proto_msgTypes[58]
+	mi := &file_v1_hostagent_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4227,7 +4334,7 @@ func (x *ForkResult) String() string {
 func (*ForkResult) ProtoMessage() {}
 
 func (x *ForkResult) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[58]
+	mi := &file_v1_hostagent_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4240,7 +4347,7 @@ func (x *ForkResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkResult.ProtoReflect.Descriptor instead.
 func (*ForkResult) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{58}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ForkResult) GetSandboxId() string {
@@ -4280,7 +4387,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_v1_hostagent_proto_msgTypes[59]
+	mi := &file_v1_hostagent_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4292,7 +4399,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[59]
+	mi := &file_v1_hostagent_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4305,7 +4412,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{59}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Checkpoint) GetId() string {
@@ -4355,7 +4462,7 @@ type CreateCheckpointRequest struct {
 
 func (x *CreateCheckpointRequest) Reset() {
 	*x = CreateCheckpointRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[60]
+	mi := &file_v1_hostagent_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4367,7 +4474,7 @@ func (x *CreateCheckpointRequest) String() string {
 func (*CreateCheckpointRequest) ProtoMessage() {}
 
 func (x *CreateCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[60]
+	mi := &file_v1_hostagent_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4380,7 +4487,7 @@ func (x *CreateCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*CreateCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{60}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *CreateCheckpointRequest) GetSandboxId() string {
@@ -4413,7 +4520,7 @@ type CreateCheckpointResponse struct {
 
 func (x *CreateCheckpointResponse) Reset() {
 	*x = CreateCheckpointResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[61]
+	mi := &file_v1_hostagent_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4425,7 +4532,7 @@ func (x *CreateCheckpointResponse) String() string {
 func (*CreateCheckpointResponse) ProtoMessage() {}
 
 func (x *CreateCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[61]
+	mi := &file_v1_hostagent_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4438,7 +4545,7 @@ func (x *CreateCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*CreateCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{61}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *CreateCheckpointResponse) GetCheckpoint() *Checkpoint {
@@ -4457,7 +4564,7 @@ type ListCheckpointsRequest struct {
 
 func (x *ListCheckpointsRequest) Reset() {
 	*x = ListCheckpointsRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[62]
+	mi := &file_v1_hostagent_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4469,7 +4576,7 @@ func (x *ListCheckpointsRequest) String() string {
 func (*ListCheckpointsRequest) ProtoMessage() {}
 
 func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[62]
+	mi := &file_v1_hostagent_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4482,7 +4589,7 @@ func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{62}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ListCheckpointsRequest) GetSandboxId() string {
@@ -4503,7 +4610,7 @@ type ListCheckpointsResponse struct {
 
 func (x *ListCheckpointsResponse) Reset() {
 	*x = ListCheckpointsResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[63]
+	mi := &file_v1_hostagent_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4515,7 +4622,7 @@ func (x *ListCheckpointsResponse) String() string {
 func (*ListCheckpointsResponse) ProtoMessage() {}
 
 func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[63]
+	mi := &file_v1_hostagent_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4528,7 +4635,7 @@ func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{63}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListCheckpointsResponse) GetCheckpoints() []*Checkpoint {
@@ -4555,7 +4662,7 @@ type RestoreCheckpointRequest struct {
 
 func (x *RestoreCheckpointRequest) Reset() {
 	*x = RestoreCheckpointRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[64]
+	mi := &file_v1_hostagent_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4567,7 +4674,7 @@ func (x *RestoreCheckpointRequest) String() string {
 func (*RestoreCheckpointRequest) ProtoMessage() {}
 
 func (x *RestoreCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[64]
+	mi := &file_v1_hostagent_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4580,7 +4687,7 @@ func (x *RestoreCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*RestoreCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{64}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *RestoreCheckpointRequest) GetSandboxId() string {
@@ -4605,7 +4712,7 @@ type RestoreCheckpointResponse struct {
 
 func (x *RestoreCheckpointResponse) Reset() {
 	*x = RestoreCheckpointResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[65]
+	mi := &file_v1_hostagent_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4617,7 +4724,7 @@ func (x *RestoreCheckpointResponse) String() string {
 func (*RestoreCheckpointResponse) ProtoMessage() {}
 
 func (x *RestoreCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[65]
+	mi := &file_v1_hostagent_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4630,7 +4737,7 @@ func (x *RestoreCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*RestoreCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{65}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{66}
 }
 
 type DeleteCheckpointRequest struct {
@@ -4643,7 +4750,7 @@ type DeleteCheckpointRequest struct {
 
 func (x *DeleteCheckpointRequest) Reset() {
 	*x = DeleteCheckpointRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[66]
+	mi := &file_v1_hostagent_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4655,7 +4762,7 @@ func (x *DeleteCheckpointRequest) String() string {
 func (*DeleteCheckpointRequest) ProtoMessage() {}
 
 func (x *DeleteCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[66]
+	mi := &file_v1_hostagent_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4668,7 +4775,7 @@ func (x *DeleteCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*DeleteCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{66}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *DeleteCheckpointRequest) GetSandboxId() string {
@@ -4693,7 +4800,7 @@ type DeleteCheckpointResponse struct {
 
 func (x *DeleteCheckpointResponse) Reset() {
 	*x = DeleteCheckpointResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[67]
+	mi := &file_v1_hostagent_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4705,7 +4812,7 @@ func (x *DeleteCheckpointResponse) String() string {
 func (*DeleteCheckpointResponse) ProtoMessage() {}
 
 func (x *DeleteCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[67]
+	mi := &file_v1_hostagent_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4718,7 +4825,7 @@ func (x *DeleteCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*DeleteCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{67}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{68}
 }
 
 type ExtendSandboxRequest struct {
@@ -4732,7 +4839,7 @@ type ExtendSandboxRequest struct {
 
 func (x *ExtendSandboxRequest) Reset() {
 	*x = ExtendSandboxRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[68]
+	mi := &file_v1_hostagent_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4744,7 +4851,7 @@ func (x *ExtendSandboxRequest) String() string {
 func (*ExtendSandboxRequest) ProtoMessage() {}
 
 func (x *ExtendSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[68]
+	mi := &file_v1_hostagent_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4757,7 +4864,7 @@ func (x *ExtendSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendSandboxRequest.ProtoReflect.Descriptor instead.
 func (*ExtendSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{68}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ExtendSandboxRequest) GetSandboxId() string {
@@ -4782,7 +4889,7 @@ type ExtendSandboxResponse struct {
 
 func (x *ExtendSandboxResponse) Reset() {
 	*x = ExtendSandboxResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[69]
+	mi := &file_v1_hostagent_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4794,7 +4901,7 @@ func (x *ExtendSandboxResponse) String() string {
 func (*ExtendSandboxResponse) ProtoMessage() {}
 
 func (x *ExtendSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[69]
+	mi := &file_v1_hostagent_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4807,7 +4914,7 @@ func (x *ExtendSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendSandboxResponse.ProtoReflect.Descriptor instead.
 func (*ExtendSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{69}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{70}
 }
 
 type SetNetworkPolicyRequest struct {
@@ -4822,7 +4929,7 @@ type SetNetworkPolicyRequest struct {
 
 func (x *SetNetworkPolicyRequest) Reset() {
 	*x = SetNetworkPolicyRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[70]
+	mi := &file_v1_hostagent_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4834,7 +4941,7 @@ func (x *SetNetworkPolicyRequest) String() string {
 func (*SetNetworkPolicyRequest) ProtoMessage() {}
 
 func (x *SetNetworkPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[70]
+	mi := &file_v1_hostagent_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4847,7 +4954,7 @@ func (x *SetNetworkPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNetworkPolicyRequest.ProtoReflect.Descriptor instead.
 func (*SetNetworkPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{70}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *SetNetworkPolicyRequest) GetSandboxId() string {
@@ -4881,7 +4988,7 @@ type SetNetworkPolicyResponse struct {
 
 func (x *SetNetworkPolicyResponse) Reset() {
 	*x = SetNetworkPolicyResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[71]
+	mi := &file_v1_hostagent_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4893,7 +5000,7 @@ func (x *SetNetworkPolicyResponse) String() string {
 func (*SetNetworkPolicyResponse) ProtoMessage() {}
 
 func (x *SetNetworkPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[71]
+	mi := &file_v1_hostagent_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4906,7 +5013,7 @@ func (x *SetNetworkPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNetworkPolicyResponse.ProtoReflect.Descriptor instead.
 func (*SetNetworkPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{71}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *SetNetworkPolicyResponse) GetKnowsProxies() bool {
@@ -4929,7 +5036,7 @@ type ReadEgressRequest struct {
 
 func (x *ReadEgressRequest) Reset() {
 	*x = ReadEgressRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[72]
+	mi := &file_v1_hostagent_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4941,7 +5048,7 @@ func (x *ReadEgressRequest) String() string {
 func (*ReadEgressRequest) ProtoMessage() {}
 
 func (x *ReadEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[72]
+	mi := &file_v1_hostagent_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4954,7 +5061,7 @@ func (x *ReadEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEgressRequest.ProtoReflect.Descriptor instead.
 func (*ReadEgressRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{72}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ReadEgressRequest) GetSandboxId() string {
@@ -4989,7 +5096,7 @@ type ReadEgressResponse struct {
 
 func (x *ReadEgressResponse) Reset() {
 	*x = ReadEgressResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[73]
+	mi := &file_v1_hostagent_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5001,7 +5108,7 @@ func (x *ReadEgressResponse) String() string {
 func (*ReadEgressResponse) ProtoMessage() {}
 
 func (x *ReadEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[73]
+	mi := &file_v1_hostagent_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5014,7 +5121,7 @@ func (x *ReadEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEgressResponse.ProtoReflect.Descriptor instead.
 func (*ReadEgressResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{73}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ReadEgressResponse) GetEvents() []*EgressEvent {
@@ -5056,7 +5163,7 @@ type EgressEvent struct {
 
 func (x *EgressEvent) Reset() {
 	*x = EgressEvent{}
-	mi := &file_v1_hostagent_proto_msgTypes[74]
+	mi := &file_v1_hostagent_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5068,7 +5175,7 @@ func (x *EgressEvent) String() string {
 func (*EgressEvent) ProtoMessage() {}
 
 func (x *EgressEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[74]
+	mi := &file_v1_hostagent_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5081,7 +5188,7 @@ func (x *EgressEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressEvent.ProtoReflect.Descriptor instead.
 func (*EgressEvent) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{74}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *EgressEvent) GetSeq() uint64 {
@@ -5181,7 +5288,7 @@ type ExplainEgressRequest struct {
 
 func (x *ExplainEgressRequest) Reset() {
 	*x = ExplainEgressRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[75]
+	mi := &file_v1_hostagent_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5193,7 +5300,7 @@ func (x *ExplainEgressRequest) String() string {
 func (*ExplainEgressRequest) ProtoMessage() {}
 
 func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[75]
+	mi := &file_v1_hostagent_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5206,7 +5313,7 @@ func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressRequest.ProtoReflect.Descriptor instead.
 func (*ExplainEgressRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{75}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ExplainEgressRequest) GetSandboxId() string {
@@ -5244,7 +5351,7 @@ type ExplainEgressResponse struct {
 
 func (x *ExplainEgressResponse) Reset() {
 	*x = ExplainEgressResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[76]
+	mi := &file_v1_hostagent_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5256,7 +5363,7 @@ func (x *ExplainEgressResponse) String() string {
 func (*ExplainEgressResponse) ProtoMessage() {}
 
 func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[76]
+	mi := &file_v1_hostagent_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5269,7 +5376,7 @@ func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressResponse.ProtoReflect.Descriptor instead.
 func (*ExplainEgressResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{76}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ExplainEgressResponse) GetAllowed() bool {
@@ -5319,7 +5426,7 @@ type EgressAddress struct {
 
 func (x *EgressAddress) Reset() {
 	*x = EgressAddress{}
-	mi := &file_v1_hostagent_proto_msgTypes[77]
+	mi := &file_v1_hostagent_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5331,7 +5438,7 @@ func (x *EgressAddress) String() string {
 func (*EgressAddress) ProtoMessage() {}
 
 func (x *EgressAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[77]
+	mi := &file_v1_hostagent_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5344,7 +5451,7 @@ func (x *EgressAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressAddress.ProtoReflect.Descriptor instead.
 func (*EgressAddress) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{77}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *EgressAddress) GetAddress() string {
@@ -5387,7 +5494,7 @@ type ReadMetricsRequest struct {
 
 func (x *ReadMetricsRequest) Reset() {
 	*x = ReadMetricsRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[78]
+	mi := &file_v1_hostagent_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5399,7 +5506,7 @@ func (x *ReadMetricsRequest) String() string {
 func (*ReadMetricsRequest) ProtoMessage() {}
 
 func (x *ReadMetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[78]
+	mi := &file_v1_hostagent_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5412,7 +5519,7 @@ func (x *ReadMetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMetricsRequest.ProtoReflect.Descriptor instead.
 func (*ReadMetricsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{78}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ReadMetricsRequest) GetSandboxId() string {
@@ -5445,7 +5552,7 @@ type ReadMetricsResponse struct {
 
 func (x *ReadMetricsResponse) Reset() {
 	*x = ReadMetricsResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[79]
+	mi := &file_v1_hostagent_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5457,7 +5564,7 @@ func (x *ReadMetricsResponse) String() string {
 func (*ReadMetricsResponse) ProtoMessage() {}
 
 func (x *ReadMetricsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[79]
+	mi := &file_v1_hostagent_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5470,7 +5577,7 @@ func (x *ReadMetricsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMetricsResponse.ProtoReflect.Descriptor instead.
 func (*ReadMetricsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{79}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ReadMetricsResponse) GetSamples() []*MetricsSample {
@@ -5498,7 +5605,7 @@ type MetricsSample struct {
 
 func (x *MetricsSample) Reset() {
 	*x = MetricsSample{}
-	mi := &file_v1_hostagent_proto_msgTypes[80]
+	mi := &file_v1_hostagent_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5510,7 +5617,7 @@ func (x *MetricsSample) String() string {
 func (*MetricsSample) ProtoMessage() {}
 
 func (x *MetricsSample) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[80]
+	mi := &file_v1_hostagent_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5523,7 +5630,7 @@ func (x *MetricsSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetricsSample.ProtoReflect.Descriptor instead.
 func (*MetricsSample) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{80}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *MetricsSample) GetAtUnix() int64 {
@@ -5590,7 +5697,7 @@ type ListSandboxesRequest struct {
 
 func (x *ListSandboxesRequest) Reset() {
 	*x = ListSandboxesRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[81]
+	mi := &file_v1_hostagent_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5602,7 +5709,7 @@ func (x *ListSandboxesRequest) String() string {
 func (*ListSandboxesRequest) ProtoMessage() {}
 
 func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[81]
+	mi := &file_v1_hostagent_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5615,7 +5722,7 @@ func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesRequest.ProtoReflect.Descriptor instead.
 func (*ListSandboxesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{81}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{82}
 }
 
 type ListSandboxesResponse struct {
@@ -5630,7 +5737,7 @@ type ListSandboxesResponse struct {
 
 func (x *ListSandboxesResponse) Reset() {
 	*x = ListSandboxesResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[82]
+	mi := &file_v1_hostagent_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5642,7 +5749,7 @@ func (x *ListSandboxesResponse) String() string {
 func (*ListSandboxesResponse) ProtoMessage() {}
 
 func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[82]
+	mi := &file_v1_hostagent_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5655,7 +5762,7 @@ func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesResponse.ProtoReflect.Descriptor instead.
 func (*ListSandboxesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{82}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ListSandboxesResponse) GetSandboxes() []*SandboxInfo {
@@ -5717,7 +5824,7 @@ type SandboxInfo struct {
 
 func (x *SandboxInfo) Reset() {
 	*x = SandboxInfo{}
-	mi := &file_v1_hostagent_proto_msgTypes[83]
+	mi := &file_v1_hostagent_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5729,7 +5836,7 @@ func (x *SandboxInfo) String() string {
 func (*SandboxInfo) ProtoMessage() {}
 
 func (x *SandboxInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[83]
+	mi := &file_v1_hostagent_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5742,7 +5849,7 @@ func (x *SandboxInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxInfo.ProtoReflect.Descriptor instead.
 func (*SandboxInfo) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{83}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *SandboxInfo) GetSandboxId() string {
@@ -5906,7 +6013,7 @@ type Unresponsive struct {
 
 func (x *Unresponsive) Reset() {
 	*x = Unresponsive{}
-	mi := &file_v1_hostagent_proto_msgTypes[84]
+	mi := &file_v1_hostagent_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5918,7 +6025,7 @@ func (x *Unresponsive) String() string {
 func (*Unresponsive) ProtoMessage() {}
 
 func (x *Unresponsive) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[84]
+	mi := &file_v1_hostagent_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5931,7 +6038,7 @@ func (x *Unresponsive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unresponsive.ProtoReflect.Descriptor instead.
 func (*Unresponsive) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{84}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *Unresponsive) GetSince() *timestamppb.Timestamp {
@@ -5956,7 +6063,7 @@ type WatchSandboxesRequest struct {
 
 func (x *WatchSandboxesRequest) Reset() {
 	*x = WatchSandboxesRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[85]
+	mi := &file_v1_hostagent_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5968,7 +6075,7 @@ func (x *WatchSandboxesRequest) String() string {
 func (*WatchSandboxesRequest) ProtoMessage() {}
 
 func (x *WatchSandboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[85]
+	mi := &file_v1_hostagent_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5981,7 +6088,7 @@ func (x *WatchSandboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchSandboxesRequest.ProtoReflect.Descriptor instead.
 func (*WatchSandboxesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{85}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{86}
 }
 
 // Something changed without a call that asked for it.
@@ -5995,7 +6102,7 @@ type WatchSandboxesResponse struct {
 
 func (x *WatchSandboxesResponse) Reset() {
 	*x = WatchSandboxesResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[86]
+	mi := &file_v1_hostagent_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6007,7 +6114,7 @@ func (x *WatchSandboxesResponse) String() string {
 func (*WatchSandboxesResponse) ProtoMessage() {}
 
 func (x *WatchSandboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[86]
+	mi := &file_v1_hostagent_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6020,7 +6127,7 @@ func (x *WatchSandboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchSandboxesResponse.ProtoReflect.Descriptor instead.
 func (*WatchSandboxesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{86}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *WatchSandboxesResponse) GetKeepalive() bool {
@@ -6050,7 +6157,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[87]
+	mi := &file_v1_hostagent_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6062,7 +6169,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[87]
+	mi := &file_v1_hostagent_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6075,7 +6182,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{87}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ExecRequest) GetSandboxId() string {
@@ -6158,7 +6265,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[88]
+	mi := &file_v1_hostagent_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6170,7 +6277,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[88]
+	mi := &file_v1_hostagent_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6183,7 +6290,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{88}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ExecResponse) GetStdout() []byte {
@@ -6253,7 +6360,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_v1_hostagent_proto_msgTypes[89]
+	mi := &file_v1_hostagent_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6265,7 +6372,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[89]
+	mi := &file_v1_hostagent_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6278,7 +6385,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{89}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ExecStart) GetSandboxId() string {
@@ -6373,7 +6480,7 @@ type ExecAttach struct {
 
 func (x *ExecAttach) Reset() {
 	*x = ExecAttach{}
-	mi := &file_v1_hostagent_proto_msgTypes[90]
+	mi := &file_v1_hostagent_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6385,7 +6492,7 @@ func (x *ExecAttach) String() string {
 func (*ExecAttach) ProtoMessage() {}
 
 func (x *ExecAttach) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[90]
+	mi := &file_v1_hostagent_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6398,7 +6505,7 @@ func (x *ExecAttach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecAttach.ProtoReflect.Descriptor instead.
 func (*ExecAttach) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{90}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ExecAttach) GetSandboxId() string {
@@ -6446,7 +6553,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_v1_hostagent_proto_msgTypes[91]
+	mi := &file_v1_hostagent_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6458,7 +6565,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[91]
+	mi := &file_v1_hostagent_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6471,7 +6578,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{91}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *TerminalSize) GetCols() uint32 {
@@ -6507,7 +6614,7 @@ type ExecStreamRequest struct {
 
 func (x *ExecStreamRequest) Reset() {
 	*x = ExecStreamRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[92]
+	mi := &file_v1_hostagent_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6519,7 +6626,7 @@ func (x *ExecStreamRequest) String() string {
 func (*ExecStreamRequest) ProtoMessage() {}
 
 func (x *ExecStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[92]
+	mi := &file_v1_hostagent_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6532,7 +6639,7 @@ func (x *ExecStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStreamRequest.ProtoReflect.Descriptor instead.
 func (*ExecStreamRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{92}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ExecStreamRequest) GetEvent() isExecStreamRequest_Event {
@@ -6689,7 +6796,7 @@ type ExecStreamResponse struct {
 
 func (x *ExecStreamResponse) Reset() {
 	*x = ExecStreamResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[93]
+	mi := &file_v1_hostagent_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6701,7 +6808,7 @@ func (x *ExecStreamResponse) String() string {
 func (*ExecStreamResponse) ProtoMessage() {}
 
 func (x *ExecStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[93]
+	mi := &file_v1_hostagent_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6714,7 +6821,7 @@ func (x *ExecStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStreamResponse.ProtoReflect.Descriptor instead.
 func (*ExecStreamResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{93}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ExecStreamResponse) GetEvent() isExecStreamResponse_Event {
@@ -6856,7 +6963,7 @@ type ExecStarted struct {
 
 func (x *ExecStarted) Reset() {
 	*x = ExecStarted{}
-	mi := &file_v1_hostagent_proto_msgTypes[94]
+	mi := &file_v1_hostagent_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6868,7 +6975,7 @@ func (x *ExecStarted) String() string {
 func (*ExecStarted) ProtoMessage() {}
 
 func (x *ExecStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[94]
+	mi := &file_v1_hostagent_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6881,7 +6988,7 @@ func (x *ExecStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
 func (*ExecStarted) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{94}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *ExecStarted) GetPid() uint32 {
@@ -6923,7 +7030,7 @@ type ExecExit struct {
 
 func (x *ExecExit) Reset() {
 	*x = ExecExit{}
-	mi := &file_v1_hostagent_proto_msgTypes[95]
+	mi := &file_v1_hostagent_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6935,7 +7042,7 @@ func (x *ExecExit) String() string {
 func (*ExecExit) ProtoMessage() {}
 
 func (x *ExecExit) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[95]
+	mi := &file_v1_hostagent_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6948,7 +7055,7 @@ func (x *ExecExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecExit.ProtoReflect.Descriptor instead.
 func (*ExecExit) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{95}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ExecExit) GetExitCode() int32 {
@@ -6983,7 +7090,7 @@ type SignalProcessRequest struct {
 
 func (x *SignalProcessRequest) Reset() {
 	*x = SignalProcessRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[96]
+	mi := &file_v1_hostagent_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6995,7 +7102,7 @@ func (x *SignalProcessRequest) String() string {
 func (*SignalProcessRequest) ProtoMessage() {}
 
 func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[96]
+	mi := &file_v1_hostagent_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7008,7 +7115,7 @@ func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessRequest.ProtoReflect.Descriptor instead.
 func (*SignalProcessRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{96}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *SignalProcessRequest) GetSandboxId() string {
@@ -7040,7 +7147,7 @@ type SignalProcessResponse struct {
 
 func (x *SignalProcessResponse) Reset() {
 	*x = SignalProcessResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[97]
+	mi := &file_v1_hostagent_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7052,7 +7159,7 @@ func (x *SignalProcessResponse) String() string {
 func (*SignalProcessResponse) ProtoMessage() {}
 
 func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[97]
+	mi := &file_v1_hostagent_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7065,7 +7172,7 @@ func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessResponse.ProtoReflect.Descriptor instead.
 func (*SignalProcessResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{97}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{98}
 }
 
 type WriteFileRequest struct {
@@ -7080,7 +7187,7 @@ type WriteFileRequest struct {
 
 func (x *WriteFileRequest) Reset() {
 	*x = WriteFileRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[98]
+	mi := &file_v1_hostagent_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7092,7 +7199,7 @@ func (x *WriteFileRequest) String() string {
 func (*WriteFileRequest) ProtoMessage() {}
 
 func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[98]
+	mi := &file_v1_hostagent_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7105,7 +7212,7 @@ func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileRequest.ProtoReflect.Descriptor instead.
 func (*WriteFileRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{98}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *WriteFileRequest) GetSandboxId() string {
@@ -7144,7 +7251,7 @@ type WriteFileResponse struct {
 
 func (x *WriteFileResponse) Reset() {
 	*x = WriteFileResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[99]
+	mi := &file_v1_hostagent_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7156,7 +7263,7 @@ func (x *WriteFileResponse) String() string {
 func (*WriteFileResponse) ProtoMessage() {}
 
 func (x *WriteFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[99]
+	mi := &file_v1_hostagent_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7169,7 +7276,7 @@ func (x *WriteFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileResponse.ProtoReflect.Descriptor instead.
 func (*WriteFileResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{99}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{100}
 }
 
 type ReadFileRequest struct {
@@ -7183,7 +7290,7 @@ type ReadFileRequest struct {
 
 func (x *ReadFileRequest) Reset() {
 	*x = ReadFileRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[100]
+	mi := &file_v1_hostagent_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7195,7 +7302,7 @@ func (x *ReadFileRequest) String() string {
 func (*ReadFileRequest) ProtoMessage() {}
 
 func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[100]
+	mi := &file_v1_hostagent_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7208,7 +7315,7 @@ func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileRequest.ProtoReflect.Descriptor instead.
 func (*ReadFileRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{100}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *ReadFileRequest) GetSandboxId() string {
@@ -7241,7 +7348,7 @@ type ReadFileResponse struct {
 
 func (x *ReadFileResponse) Reset() {
 	*x = ReadFileResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[101]
+	mi := &file_v1_hostagent_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7253,7 +7360,7 @@ func (x *ReadFileResponse) String() string {
 func (*ReadFileResponse) ProtoMessage() {}
 
 func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[101]
+	mi := &file_v1_hostagent_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7266,7 +7373,7 @@ func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileResponse.ProtoReflect.Descriptor instead.
 func (*ReadFileResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{101}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *ReadFileResponse) GetContent() []byte {
@@ -7290,7 +7397,7 @@ type WriteFileStreamRequest struct {
 
 func (x *WriteFileStreamRequest) Reset() {
 	*x = WriteFileStreamRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[102]
+	mi := &file_v1_hostagent_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7302,7 +7409,7 @@ func (x *WriteFileStreamRequest) String() string {
 func (*WriteFileStreamRequest) ProtoMessage() {}
 
 func (x *WriteFileStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[102]
+	mi := &file_v1_hostagent_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7315,7 +7422,7 @@ func (x *WriteFileStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileStreamRequest.ProtoReflect.Descriptor instead.
 func (*WriteFileStreamRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{102}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *WriteFileStreamRequest) GetPart() isWriteFileStreamRequest_Part {
@@ -7386,7 +7493,7 @@ type WriteFileMeta struct {
 
 func (x *WriteFileMeta) Reset() {
 	*x = WriteFileMeta{}
-	mi := &file_v1_hostagent_proto_msgTypes[103]
+	mi := &file_v1_hostagent_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7398,7 +7505,7 @@ func (x *WriteFileMeta) String() string {
 func (*WriteFileMeta) ProtoMessage() {}
 
 func (x *WriteFileMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[103]
+	mi := &file_v1_hostagent_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7411,7 +7518,7 @@ func (x *WriteFileMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileMeta.ProtoReflect.Descriptor instead.
 func (*WriteFileMeta) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{103}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *WriteFileMeta) GetSandboxId() string {
@@ -7443,7 +7550,7 @@ type WriteFileStreamResponse struct {
 
 func (x *WriteFileStreamResponse) Reset() {
 	*x = WriteFileStreamResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[104]
+	mi := &file_v1_hostagent_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7455,7 +7562,7 @@ func (x *WriteFileStreamResponse) String() string {
 func (*WriteFileStreamResponse) ProtoMessage() {}
 
 func (x *WriteFileStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[104]
+	mi := &file_v1_hostagent_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7468,7 +7575,7 @@ func (x *WriteFileStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileStreamResponse.ProtoReflect.Descriptor instead.
 func (*WriteFileStreamResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{104}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{105}
 }
 
 type ReadFileStreamRequest struct {
@@ -7482,7 +7589,7 @@ type ReadFileStreamRequest struct {
 
 func (x *ReadFileStreamRequest) Reset() {
 	*x = ReadFileStreamRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[105]
+	mi := &file_v1_hostagent_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7494,7 +7601,7 @@ func (x *ReadFileStreamRequest) String() string {
 func (*ReadFileStreamRequest) ProtoMessage() {}
 
 func (x *ReadFileStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[105]
+	mi := &file_v1_hostagent_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7507,7 +7614,7 @@ func (x *ReadFileStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileStreamRequest.ProtoReflect.Descriptor instead.
 func (*ReadFileStreamRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{105}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ReadFileStreamRequest) GetSandboxId() string {
@@ -7540,7 +7647,7 @@ type ReadFileStreamResponse struct {
 
 func (x *ReadFileStreamResponse) Reset() {
 	*x = ReadFileStreamResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[106]
+	mi := &file_v1_hostagent_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7552,7 +7659,7 @@ func (x *ReadFileStreamResponse) String() string {
 func (*ReadFileStreamResponse) ProtoMessage() {}
 
 func (x *ReadFileStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[106]
+	mi := &file_v1_hostagent_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7565,7 +7672,7 @@ func (x *ReadFileStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileStreamResponse.ProtoReflect.Descriptor instead.
 func (*ReadFileStreamResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{106}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *ReadFileStreamResponse) GetChunk() []byte {
@@ -7586,7 +7693,7 @@ type ReadConsoleRequest struct {
 
 func (x *ReadConsoleRequest) Reset() {
 	*x = ReadConsoleRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[107]
+	mi := &file_v1_hostagent_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7598,7 +7705,7 @@ func (x *ReadConsoleRequest) String() string {
 func (*ReadConsoleRequest) ProtoMessage() {}
 
 func (x *ReadConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[107]
+	mi := &file_v1_hostagent_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7611,7 +7718,7 @@ func (x *ReadConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ReadConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{107}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *ReadConsoleRequest) GetSandboxId() string {
@@ -7637,7 +7744,7 @@ type ReadConsoleResponse struct {
 
 func (x *ReadConsoleResponse) Reset() {
 	*x = ReadConsoleResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[108]
+	mi := &file_v1_hostagent_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7649,7 +7756,7 @@ func (x *ReadConsoleResponse) String() string {
 func (*ReadConsoleResponse) ProtoMessage() {}
 
 func (x *ReadConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[108]
+	mi := &file_v1_hostagent_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7662,7 +7769,7 @@ func (x *ReadConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ReadConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{108}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *ReadConsoleResponse) GetChunk() []byte {
@@ -7679,7 +7786,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x12v1/hostagent.proto\x12\fhostagent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x1f\n" +
 	"\tErrorCode\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\"\r\n" +
-	"\vPingRequest\"\xf0\x02\n" +
+	"\vPingRequest\"\xa0\x03\n" +
 	"\fPingResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12\x16\n" +
@@ -7688,7 +7795,8 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\thas_store\x18P \x01(\bR\bhasStore\x12\x12\n" +
 	"\x04zone\x18i \x01(\tR\x04zone\x12>\n" +
 	"\x06labels\x18j \x03(\v2&.hostagent.v1.PingResponse.LabelsEntryR\x06labels\x122\n" +
-	"\bplatform\x18k \x01(\v2\x16.hostagent.v1.PlatformR\bplatform\x1a9\n" +
+	"\bplatform\x18k \x01(\v2\x16.hostagent.v1.PlatformR\bplatform\x12.\n" +
+	"\x12templates_revision\x18\x82\x01 \x01(\x04R\x11templatesRevision\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"Z\n" +
@@ -7705,7 +7813,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\fdisk_mb_free\x18\x06 \x01(\x04R\n" +
 	"diskMbFree\x12\x19\n" +
 	"\bdisks_mb\x182 \x01(\x04R\adisksMb\x12\"\n" +
-	"\rdisks_mb_used\x183 \x01(\x04R\vdisksMbUsed\"\xbf\x05\n" +
+	"\rdisks_mb_used\x183 \x01(\x04R\vdisksMbUsed\"\xe3\x05\n" +
 	"\x14CreateSandboxRequest\x12\x1a\n" +
 	"\btemplate\x18\x01 \x01(\tR\btemplate\x12\x14\n" +
 	"\x05vcpus\x18\x02 \x01(\rR\x05vcpus\x12\x1b\n" +
@@ -7729,7 +7837,8 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\adisk_mb\x182 \x01(\rR\x06diskMb\x12B\n" +
 	"\x0enetwork_policy\x18\f \x01(\v2\x1b.hostagent.v1.NetworkPolicyR\rnetworkPolicy\x124\n" +
 	"\asecrets\x18d \x01(\v2\x1a.hostagent.v1.SecretValuesR\asecrets\x12\x12\n" +
-	"\x04team\x18P \x01(\tR\x04team\x1a6\n" +
+	"\x04team\x18P \x01(\tR\x04team\x12\"\n" +
+	"\ftemplate_key\x18\x82\x01 \x01(\tR\vtemplateKey\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"Z\n" +
@@ -7863,7 +7972,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x14StartSandboxResponse\x12\x1a\n" +
 	"\awaiting\x18\x01 \x01(\tH\x00R\awaiting\x12?\n" +
 	"\astarted\x18\x02 \x01(\v2#.hostagent.v1.CreateSandboxResponseH\x00R\astartedB\a\n" +
-	"\x05event\"\xfd\x05\n" +
+	"\x05event\"\x99\x06\n" +
 	"\x14BuildTemplateRequest\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\tR\n" +
@@ -7888,7 +7997,8 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\tdisk_only\x18- \x01(\bR\bdiskOnly\x12\x17\n" +
 	"\adisk_mb\x182 \x01(\rR\x06diskMb\x12'\n" +
 	"\x10min_free_disk_mb\x183 \x01(\rR\rminFreeDiskMb\x12\x1e\n" +
-	"\vmax_disk_mb\x184 \x01(\rR\tmaxDiskMb\x1a6\n" +
+	"\vmax_disk_mb\x184 \x01(\rR\tmaxDiskMb\x12\x1a\n" +
+	"\bbase_key\x18\x82\x01 \x01(\tR\abaseKey\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\b\n" +
@@ -7933,15 +8043,23 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\adisk_mb\x182 \x01(\rR\x06diskMb\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"7\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"L\n" +
 	"\x15DeleteTemplateRequest\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\tR\n" +
-	"generation\"\x18\n" +
+	"generation\x12\x13\n" +
+	"\x04team\x18\x82\x01 \x01(\tR\x04team\"\x18\n" +
 	"\x16DeleteTemplateResponse\"\x16\n" +
-	"\x14ListTemplatesRequest\"9\n" +
+	"\x14ListTemplatesRequest\"p\n" +
 	"\x15ListTemplatesResponse\x12 \n" +
-	"\vgenerations\x18\x01 \x03(\tR\vgenerations\"\xe1\x01\n" +
+	"\vgenerations\x18\x01 \x03(\tR\vgenerations\x125\n" +
+	"\x06stored\x18\x82\x01 \x03(\v2\x1c.hostagent.v1.StoredTemplateR\x06stored\"n\n" +
+	"\x0eStoredTemplate\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\tR\n" +
+	"generation\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12*\n" +
+	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xe1\x01\n" +
 	"\x15CreateSandboxResponse\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x123\n" +
@@ -8355,7 +8473,7 @@ func file_v1_hostagent_proto_rawDescGZIP() []byte {
 }
 
 var file_v1_hostagent_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_v1_hostagent_proto_msgTypes = make([]protoimpl.MessageInfo, 117)
+var file_v1_hostagent_proto_msgTypes = make([]protoimpl.MessageInfo, 118)
 var file_v1_hostagent_proto_goTypes = []any{
 	(OnTimeout)(0),                      // 0: hostagent.v1.OnTimeout
 	(SandboxStatus)(0),                  // 1: hostagent.v1.SandboxStatus
@@ -8412,81 +8530,82 @@ var file_v1_hostagent_proto_goTypes = []any{
 	(*DeleteTemplateResponse)(nil),      // 52: hostagent.v1.DeleteTemplateResponse
 	(*ListTemplatesRequest)(nil),        // 53: hostagent.v1.ListTemplatesRequest
 	(*ListTemplatesResponse)(nil),       // 54: hostagent.v1.ListTemplatesResponse
-	(*CreateSandboxResponse)(nil),       // 55: hostagent.v1.CreateSandboxResponse
-	(*DestroySandboxRequest)(nil),       // 56: hostagent.v1.DestroySandboxRequest
-	(*DestroySandboxResponse)(nil),      // 57: hostagent.v1.DestroySandboxResponse
-	(*PauseSandboxRequest)(nil),         // 58: hostagent.v1.PauseSandboxRequest
-	(*PauseSandboxResponse)(nil),        // 59: hostagent.v1.PauseSandboxResponse
-	(*ResumeSandboxRequest)(nil),        // 60: hostagent.v1.ResumeSandboxRequest
-	(*ResumeSandboxResponse)(nil),       // 61: hostagent.v1.ResumeSandboxResponse
-	(*ForkSandboxRequest)(nil),          // 62: hostagent.v1.ForkSandboxRequest
-	(*ForkSandboxResponse)(nil),         // 63: hostagent.v1.ForkSandboxResponse
-	(*ForkResult)(nil),                  // 64: hostagent.v1.ForkResult
-	(*Checkpoint)(nil),                  // 65: hostagent.v1.Checkpoint
-	(*CreateCheckpointRequest)(nil),     // 66: hostagent.v1.CreateCheckpointRequest
-	(*CreateCheckpointResponse)(nil),    // 67: hostagent.v1.CreateCheckpointResponse
-	(*ListCheckpointsRequest)(nil),      // 68: hostagent.v1.ListCheckpointsRequest
-	(*ListCheckpointsResponse)(nil),     // 69: hostagent.v1.ListCheckpointsResponse
-	(*RestoreCheckpointRequest)(nil),    // 70: hostagent.v1.RestoreCheckpointRequest
-	(*RestoreCheckpointResponse)(nil),   // 71: hostagent.v1.RestoreCheckpointResponse
-	(*DeleteCheckpointRequest)(nil),     // 72: hostagent.v1.DeleteCheckpointRequest
-	(*DeleteCheckpointResponse)(nil),    // 73: hostagent.v1.DeleteCheckpointResponse
-	(*ExtendSandboxRequest)(nil),        // 74: hostagent.v1.ExtendSandboxRequest
-	(*ExtendSandboxResponse)(nil),       // 75: hostagent.v1.ExtendSandboxResponse
-	(*SetNetworkPolicyRequest)(nil),     // 76: hostagent.v1.SetNetworkPolicyRequest
-	(*SetNetworkPolicyResponse)(nil),    // 77: hostagent.v1.SetNetworkPolicyResponse
-	(*ReadEgressRequest)(nil),           // 78: hostagent.v1.ReadEgressRequest
-	(*ReadEgressResponse)(nil),          // 79: hostagent.v1.ReadEgressResponse
-	(*EgressEvent)(nil),                 // 80: hostagent.v1.EgressEvent
-	(*ExplainEgressRequest)(nil),        // 81: hostagent.v1.ExplainEgressRequest
-	(*ExplainEgressResponse)(nil),       // 82: hostagent.v1.ExplainEgressResponse
-	(*EgressAddress)(nil),               // 83: hostagent.v1.EgressAddress
-	(*ReadMetricsRequest)(nil),          // 84: hostagent.v1.ReadMetricsRequest
-	(*ReadMetricsResponse)(nil),         // 85: hostagent.v1.ReadMetricsResponse
-	(*MetricsSample)(nil),               // 86: hostagent.v1.MetricsSample
-	(*ListSandboxesRequest)(nil),        // 87: hostagent.v1.ListSandboxesRequest
-	(*ListSandboxesResponse)(nil),       // 88: hostagent.v1.ListSandboxesResponse
-	(*SandboxInfo)(nil),                 // 89: hostagent.v1.SandboxInfo
-	(*Unresponsive)(nil),                // 90: hostagent.v1.Unresponsive
-	(*WatchSandboxesRequest)(nil),       // 91: hostagent.v1.WatchSandboxesRequest
-	(*WatchSandboxesResponse)(nil),      // 92: hostagent.v1.WatchSandboxesResponse
-	(*ExecRequest)(nil),                 // 93: hostagent.v1.ExecRequest
-	(*ExecResponse)(nil),                // 94: hostagent.v1.ExecResponse
-	(*ExecStart)(nil),                   // 95: hostagent.v1.ExecStart
-	(*ExecAttach)(nil),                  // 96: hostagent.v1.ExecAttach
-	(*TerminalSize)(nil),                // 97: hostagent.v1.TerminalSize
-	(*ExecStreamRequest)(nil),           // 98: hostagent.v1.ExecStreamRequest
-	(*ExecStreamResponse)(nil),          // 99: hostagent.v1.ExecStreamResponse
-	(*ExecStarted)(nil),                 // 100: hostagent.v1.ExecStarted
-	(*ExecExit)(nil),                    // 101: hostagent.v1.ExecExit
-	(*SignalProcessRequest)(nil),        // 102: hostagent.v1.SignalProcessRequest
-	(*SignalProcessResponse)(nil),       // 103: hostagent.v1.SignalProcessResponse
-	(*WriteFileRequest)(nil),            // 104: hostagent.v1.WriteFileRequest
-	(*WriteFileResponse)(nil),           // 105: hostagent.v1.WriteFileResponse
-	(*ReadFileRequest)(nil),             // 106: hostagent.v1.ReadFileRequest
-	(*ReadFileResponse)(nil),            // 107: hostagent.v1.ReadFileResponse
-	(*WriteFileStreamRequest)(nil),      // 108: hostagent.v1.WriteFileStreamRequest
-	(*WriteFileMeta)(nil),               // 109: hostagent.v1.WriteFileMeta
-	(*WriteFileStreamResponse)(nil),     // 110: hostagent.v1.WriteFileStreamResponse
-	(*ReadFileStreamRequest)(nil),       // 111: hostagent.v1.ReadFileStreamRequest
-	(*ReadFileStreamResponse)(nil),      // 112: hostagent.v1.ReadFileStreamResponse
-	(*ReadConsoleRequest)(nil),          // 113: hostagent.v1.ReadConsoleRequest
-	(*ReadConsoleResponse)(nil),         // 114: hostagent.v1.ReadConsoleResponse
-	nil,                                 // 115: hostagent.v1.PingResponse.LabelsEntry
-	nil,                                 // 116: hostagent.v1.CreateSandboxRequest.EnvEntry
-	nil,                                 // 117: hostagent.v1.SecretValues.ValuesEntry
-	nil,                                 // 118: hostagent.v1.BuildTemplateRequest.EnvEntry
-	nil,                                 // 119: hostagent.v1.TemplateBuilt.EnvEntry
-	nil,                                 // 120: hostagent.v1.ForkSandboxRequest.AccessTokensEntry
-	nil,                                 // 121: hostagent.v1.ExecRequest.EnvEntry
-	nil,                                 // 122: hostagent.v1.ExecStart.EnvEntry
-	(*timestamppb.Timestamp)(nil),       // 123: google.protobuf.Timestamp
+	(*StoredTemplate)(nil),              // 55: hostagent.v1.StoredTemplate
+	(*CreateSandboxResponse)(nil),       // 56: hostagent.v1.CreateSandboxResponse
+	(*DestroySandboxRequest)(nil),       // 57: hostagent.v1.DestroySandboxRequest
+	(*DestroySandboxResponse)(nil),      // 58: hostagent.v1.DestroySandboxResponse
+	(*PauseSandboxRequest)(nil),         // 59: hostagent.v1.PauseSandboxRequest
+	(*PauseSandboxResponse)(nil),        // 60: hostagent.v1.PauseSandboxResponse
+	(*ResumeSandboxRequest)(nil),        // 61: hostagent.v1.ResumeSandboxRequest
+	(*ResumeSandboxResponse)(nil),       // 62: hostagent.v1.ResumeSandboxResponse
+	(*ForkSandboxRequest)(nil),          // 63: hostagent.v1.ForkSandboxRequest
+	(*ForkSandboxResponse)(nil),         // 64: hostagent.v1.ForkSandboxResponse
+	(*ForkResult)(nil),                  // 65: hostagent.v1.ForkResult
+	(*Checkpoint)(nil),                  // 66: hostagent.v1.Checkpoint
+	(*CreateCheckpointRequest)(nil),     // 67: hostagent.v1.CreateCheckpointRequest
+	(*CreateCheckpointResponse)(nil),    // 68: hostagent.v1.CreateCheckpointResponse
+	(*ListCheckpointsRequest)(nil),      // 69: hostagent.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil),     // 70: hostagent.v1.ListCheckpointsResponse
+	(*RestoreCheckpointRequest)(nil),    // 71: hostagent.v1.RestoreCheckpointRequest
+	(*RestoreCheckpointResponse)(nil),   // 72: hostagent.v1.RestoreCheckpointResponse
+	(*DeleteCheckpointRequest)(nil),     // 73: hostagent.v1.DeleteCheckpointRequest
+	(*DeleteCheckpointResponse)(nil),    // 74: hostagent.v1.DeleteCheckpointResponse
+	(*ExtendSandboxRequest)(nil),        // 75: hostagent.v1.ExtendSandboxRequest
+	(*ExtendSandboxResponse)(nil),       // 76: hostagent.v1.ExtendSandboxResponse
+	(*SetNetworkPolicyRequest)(nil),     // 77: hostagent.v1.SetNetworkPolicyRequest
+	(*SetNetworkPolicyResponse)(nil),    // 78: hostagent.v1.SetNetworkPolicyResponse
+	(*ReadEgressRequest)(nil),           // 79: hostagent.v1.ReadEgressRequest
+	(*ReadEgressResponse)(nil),          // 80: hostagent.v1.ReadEgressResponse
+	(*EgressEvent)(nil),                 // 81: hostagent.v1.EgressEvent
+	(*ExplainEgressRequest)(nil),        // 82: hostagent.v1.ExplainEgressRequest
+	(*ExplainEgressResponse)(nil),       // 83: hostagent.v1.ExplainEgressResponse
+	(*EgressAddress)(nil),               // 84: hostagent.v1.EgressAddress
+	(*ReadMetricsRequest)(nil),          // 85: hostagent.v1.ReadMetricsRequest
+	(*ReadMetricsResponse)(nil),         // 86: hostagent.v1.ReadMetricsResponse
+	(*MetricsSample)(nil),               // 87: hostagent.v1.MetricsSample
+	(*ListSandboxesRequest)(nil),        // 88: hostagent.v1.ListSandboxesRequest
+	(*ListSandboxesResponse)(nil),       // 89: hostagent.v1.ListSandboxesResponse
+	(*SandboxInfo)(nil),                 // 90: hostagent.v1.SandboxInfo
+	(*Unresponsive)(nil),                // 91: hostagent.v1.Unresponsive
+	(*WatchSandboxesRequest)(nil),       // 92: hostagent.v1.WatchSandboxesRequest
+	(*WatchSandboxesResponse)(nil),      // 93: hostagent.v1.WatchSandboxesResponse
+	(*ExecRequest)(nil),                 // 94: hostagent.v1.ExecRequest
+	(*ExecResponse)(nil),                // 95: hostagent.v1.ExecResponse
+	(*ExecStart)(nil),                   // 96: hostagent.v1.ExecStart
+	(*ExecAttach)(nil),                  // 97: hostagent.v1.ExecAttach
+	(*TerminalSize)(nil),                // 98: hostagent.v1.TerminalSize
+	(*ExecStreamRequest)(nil),           // 99: hostagent.v1.ExecStreamRequest
+	(*ExecStreamResponse)(nil),          // 100: hostagent.v1.ExecStreamResponse
+	(*ExecStarted)(nil),                 // 101: hostagent.v1.ExecStarted
+	(*ExecExit)(nil),                    // 102: hostagent.v1.ExecExit
+	(*SignalProcessRequest)(nil),        // 103: hostagent.v1.SignalProcessRequest
+	(*SignalProcessResponse)(nil),       // 104: hostagent.v1.SignalProcessResponse
+	(*WriteFileRequest)(nil),            // 105: hostagent.v1.WriteFileRequest
+	(*WriteFileResponse)(nil),           // 106: hostagent.v1.WriteFileResponse
+	(*ReadFileRequest)(nil),             // 107: hostagent.v1.ReadFileRequest
+	(*ReadFileResponse)(nil),            // 108: hostagent.v1.ReadFileResponse
+	(*WriteFileStreamRequest)(nil),      // 109: hostagent.v1.WriteFileStreamRequest
+	(*WriteFileMeta)(nil),               // 110: hostagent.v1.WriteFileMeta
+	(*WriteFileStreamResponse)(nil),     // 111: hostagent.v1.WriteFileStreamResponse
+	(*ReadFileStreamRequest)(nil),       // 112: hostagent.v1.ReadFileStreamRequest
+	(*ReadFileStreamResponse)(nil),      // 113: hostagent.v1.ReadFileStreamResponse
+	(*ReadConsoleRequest)(nil),          // 114: hostagent.v1.ReadConsoleRequest
+	(*ReadConsoleResponse)(nil),         // 115: hostagent.v1.ReadConsoleResponse
+	nil,                                 // 116: hostagent.v1.PingResponse.LabelsEntry
+	nil,                                 // 117: hostagent.v1.CreateSandboxRequest.EnvEntry
+	nil,                                 // 118: hostagent.v1.SecretValues.ValuesEntry
+	nil,                                 // 119: hostagent.v1.BuildTemplateRequest.EnvEntry
+	nil,                                 // 120: hostagent.v1.TemplateBuilt.EnvEntry
+	nil,                                 // 121: hostagent.v1.ForkSandboxRequest.AccessTokensEntry
+	nil,                                 // 122: hostagent.v1.ExecRequest.EnvEntry
+	nil,                                 // 123: hostagent.v1.ExecStart.EnvEntry
+	(*timestamppb.Timestamp)(nil),       // 124: google.protobuf.Timestamp
 }
 var file_v1_hostagent_proto_depIdxs = []int32{
 	10,  // 0: hostagent.v1.PingResponse.capacity:type_name -> hostagent.v1.Capacity
-	115, // 1: hostagent.v1.PingResponse.labels:type_name -> hostagent.v1.PingResponse.LabelsEntry
+	116, // 1: hostagent.v1.PingResponse.labels:type_name -> hostagent.v1.PingResponse.LabelsEntry
 	9,   // 2: hostagent.v1.PingResponse.platform:type_name -> hostagent.v1.Platform
-	116, // 3: hostagent.v1.CreateSandboxRequest.env:type_name -> hostagent.v1.CreateSandboxRequest.EnvEntry
+	117, // 3: hostagent.v1.CreateSandboxRequest.env:type_name -> hostagent.v1.CreateSandboxRequest.EnvEntry
 	0,   // 4: hostagent.v1.CreateSandboxRequest.on_timeout:type_name -> hostagent.v1.OnTimeout
 	20,  // 5: hostagent.v1.CreateSandboxRequest.volumes:type_name -> hostagent.v1.VolumeMount
 	14,  // 6: hostagent.v1.CreateSandboxRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
@@ -8495,11 +8614,11 @@ var file_v1_hostagent_proto_depIdxs = []int32{
 	16,  // 9: hostagent.v1.NetworkPolicy.layers:type_name -> hostagent.v1.NetworkLayer
 	15,  // 10: hostagent.v1.NetworkPolicy.proxy:type_name -> hostagent.v1.EgressProxy
 	18,  // 11: hostagent.v1.HeaderRule.headers:type_name -> hostagent.v1.Header
-	117, // 12: hostagent.v1.SecretValues.values:type_name -> hostagent.v1.SecretValues.ValuesEntry
+	118, // 12: hostagent.v1.SecretValues.values:type_name -> hostagent.v1.SecretValues.ValuesEntry
 	5,   // 13: hostagent.v1.VolumeEntry.type:type_name -> hostagent.v1.VolumeEntry.Type
-	123, // 14: hostagent.v1.VolumeEntry.accessed_at:type_name -> google.protobuf.Timestamp
-	123, // 15: hostagent.v1.VolumeEntry.modified_at:type_name -> google.protobuf.Timestamp
-	123, // 16: hostagent.v1.VolumeEntry.changed_at:type_name -> google.protobuf.Timestamp
+	124, // 14: hostagent.v1.VolumeEntry.accessed_at:type_name -> google.protobuf.Timestamp
+	124, // 15: hostagent.v1.VolumeEntry.modified_at:type_name -> google.protobuf.Timestamp
+	124, // 16: hostagent.v1.VolumeEntry.changed_at:type_name -> google.protobuf.Timestamp
 	26,  // 17: hostagent.v1.StatVolumeFileResponse.entry:type_name -> hostagent.v1.VolumeEntry
 	26,  // 18: hostagent.v1.ListVolumeFilesResponse.entries:type_name -> hostagent.v1.VolumeEntry
 	25,  // 19: hostagent.v1.MakeVolumeDirectoryRequest.attributes:type_name -> hostagent.v1.VolumeAttributes
@@ -8509,137 +8628,139 @@ var file_v1_hostagent_proto_depIdxs = []int32{
 	26,  // 23: hostagent.v1.RenameVolumeFileResponse.entry:type_name -> hostagent.v1.VolumeEntry
 	25,  // 24: hostagent.v1.WriteVolumeFileMeta.attributes:type_name -> hostagent.v1.VolumeAttributes
 	26,  // 25: hostagent.v1.WriteVolumeFileResponse.entry:type_name -> hostagent.v1.VolumeEntry
-	55,  // 26: hostagent.v1.StartSandboxResponse.started:type_name -> hostagent.v1.CreateSandboxResponse
+	56,  // 26: hostagent.v1.StartSandboxResponse.started:type_name -> hostagent.v1.CreateSandboxResponse
 	48,  // 27: hostagent.v1.BuildTemplateRequest.container:type_name -> hostagent.v1.ContainerImage
-	118, // 28: hostagent.v1.BuildTemplateRequest.env:type_name -> hostagent.v1.BuildTemplateRequest.EnvEntry
+	119, // 28: hostagent.v1.BuildTemplateRequest.env:type_name -> hostagent.v1.BuildTemplateRequest.EnvEntry
 	42,  // 29: hostagent.v1.BuildTemplateRequest.steps:type_name -> hostagent.v1.BuildStep
 	44,  // 30: hostagent.v1.PutBuildFilesRequest.files:type_name -> hostagent.v1.BuildFiles
 	44,  // 31: hostagent.v1.FindBuildFilesRequest.files:type_name -> hostagent.v1.BuildFiles
 	50,  // 32: hostagent.v1.BuildTemplateResponse.done:type_name -> hostagent.v1.TemplateBuilt
-	119, // 33: hostagent.v1.TemplateBuilt.env:type_name -> hostagent.v1.TemplateBuilt.EnvEntry
-	1,   // 34: hostagent.v1.CreateSandboxResponse.status:type_name -> hostagent.v1.SandboxStatus
-	14,  // 35: hostagent.v1.CreateSandboxResponse.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	120, // 36: hostagent.v1.ForkSandboxRequest.access_tokens:type_name -> hostagent.v1.ForkSandboxRequest.AccessTokensEntry
-	64,  // 37: hostagent.v1.ForkSandboxResponse.results:type_name -> hostagent.v1.ForkResult
-	65,  // 38: hostagent.v1.CreateCheckpointResponse.checkpoint:type_name -> hostagent.v1.Checkpoint
-	65,  // 39: hostagent.v1.ListCheckpointsResponse.checkpoints:type_name -> hostagent.v1.Checkpoint
-	14,  // 40: hostagent.v1.SetNetworkPolicyRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	19,  // 41: hostagent.v1.SetNetworkPolicyRequest.secrets:type_name -> hostagent.v1.SecretValues
-	80,  // 42: hostagent.v1.ReadEgressResponse.events:type_name -> hostagent.v1.EgressEvent
-	83,  // 43: hostagent.v1.ExplainEgressResponse.addresses:type_name -> hostagent.v1.EgressAddress
-	86,  // 44: hostagent.v1.ReadMetricsResponse.samples:type_name -> hostagent.v1.MetricsSample
-	89,  // 45: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.SandboxInfo
-	123, // 46: hostagent.v1.ListSandboxesResponse.taken_at:type_name -> google.protobuf.Timestamp
-	1,   // 47: hostagent.v1.SandboxInfo.status:type_name -> hostagent.v1.SandboxStatus
-	0,   // 48: hostagent.v1.SandboxInfo.on_timeout:type_name -> hostagent.v1.OnTimeout
-	14,  // 49: hostagent.v1.SandboxInfo.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	90,  // 50: hostagent.v1.SandboxInfo.unresponsive:type_name -> hostagent.v1.Unresponsive
-	2,   // 51: hostagent.v1.SandboxInfo.end_cause:type_name -> hostagent.v1.EndCause
-	123, // 52: hostagent.v1.SandboxInfo.stored_at:type_name -> google.protobuf.Timestamp
-	123, // 53: hostagent.v1.Unresponsive.since:type_name -> google.protobuf.Timestamp
-	121, // 54: hostagent.v1.ExecRequest.env:type_name -> hostagent.v1.ExecRequest.EnvEntry
-	3,   // 55: hostagent.v1.ExecResponse.reason:type_name -> hostagent.v1.ExecEndReason
-	122, // 56: hostagent.v1.ExecStart.env:type_name -> hostagent.v1.ExecStart.EnvEntry
-	97,  // 57: hostagent.v1.ExecStart.pty:type_name -> hostagent.v1.TerminalSize
-	95,  // 58: hostagent.v1.ExecStreamRequest.start:type_name -> hostagent.v1.ExecStart
-	96,  // 59: hostagent.v1.ExecStreamRequest.attach:type_name -> hostagent.v1.ExecAttach
-	97,  // 60: hostagent.v1.ExecStreamRequest.resize:type_name -> hostagent.v1.TerminalSize
-	4,   // 61: hostagent.v1.ExecStreamRequest.signal:type_name -> hostagent.v1.Signal
-	100, // 62: hostagent.v1.ExecStreamResponse.started:type_name -> hostagent.v1.ExecStarted
-	101, // 63: hostagent.v1.ExecStreamResponse.exit:type_name -> hostagent.v1.ExecExit
-	3,   // 64: hostagent.v1.ExecExit.reason:type_name -> hostagent.v1.ExecEndReason
-	4,   // 65: hostagent.v1.SignalProcessRequest.signal:type_name -> hostagent.v1.Signal
-	109, // 66: hostagent.v1.WriteFileStreamRequest.meta:type_name -> hostagent.v1.WriteFileMeta
-	38,  // 67: hostagent.v1.WriteFileStreamRequest.volume:type_name -> hostagent.v1.WriteVolumeFileMeta
-	7,   // 68: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
-	11,  // 69: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
-	11,  // 70: hostagent.v1.HostAgentService.StartSandbox:input_type -> hostagent.v1.CreateSandboxRequest
-	56,  // 71: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
-	58,  // 72: hostagent.v1.HostAgentService.PauseSandbox:input_type -> hostagent.v1.PauseSandboxRequest
-	60,  // 73: hostagent.v1.HostAgentService.ResumeSandbox:input_type -> hostagent.v1.ResumeSandboxRequest
-	12,  // 74: hostagent.v1.HostAgentService.FetchSandbox:input_type -> hostagent.v1.FetchSandboxRequest
-	87,  // 75: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
-	91,  // 76: hostagent.v1.HostAgentService.WatchSandboxes:input_type -> hostagent.v1.WatchSandboxesRequest
-	62,  // 77: hostagent.v1.HostAgentService.ForkSandbox:input_type -> hostagent.v1.ForkSandboxRequest
-	66,  // 78: hostagent.v1.HostAgentService.CreateCheckpoint:input_type -> hostagent.v1.CreateCheckpointRequest
-	68,  // 79: hostagent.v1.HostAgentService.ListCheckpoints:input_type -> hostagent.v1.ListCheckpointsRequest
-	70,  // 80: hostagent.v1.HostAgentService.RestoreCheckpoint:input_type -> hostagent.v1.RestoreCheckpointRequest
-	72,  // 81: hostagent.v1.HostAgentService.DeleteCheckpoint:input_type -> hostagent.v1.DeleteCheckpointRequest
-	74,  // 82: hostagent.v1.HostAgentService.ExtendSandbox:input_type -> hostagent.v1.ExtendSandboxRequest
-	76,  // 83: hostagent.v1.HostAgentService.SetNetworkPolicy:input_type -> hostagent.v1.SetNetworkPolicyRequest
-	84,  // 84: hostagent.v1.HostAgentService.ReadMetrics:input_type -> hostagent.v1.ReadMetricsRequest
-	78,  // 85: hostagent.v1.HostAgentService.ReadEgress:input_type -> hostagent.v1.ReadEgressRequest
-	81,  // 86: hostagent.v1.HostAgentService.ExplainEgress:input_type -> hostagent.v1.ExplainEgressRequest
-	41,  // 87: hostagent.v1.HostAgentService.BuildTemplate:input_type -> hostagent.v1.BuildTemplateRequest
-	51,  // 88: hostagent.v1.HostAgentService.DeleteTemplate:input_type -> hostagent.v1.DeleteTemplateRequest
-	53,  // 89: hostagent.v1.HostAgentService.ListTemplates:input_type -> hostagent.v1.ListTemplatesRequest
-	43,  // 90: hostagent.v1.HostAgentService.PutBuildFiles:input_type -> hostagent.v1.PutBuildFilesRequest
-	46,  // 91: hostagent.v1.HostAgentService.FindBuildFiles:input_type -> hostagent.v1.FindBuildFilesRequest
-	21,  // 92: hostagent.v1.HostAgentService.CreateVolume:input_type -> hostagent.v1.CreateVolumeRequest
-	23,  // 93: hostagent.v1.HostAgentService.DeleteVolume:input_type -> hostagent.v1.DeleteVolumeRequest
-	27,  // 94: hostagent.v1.HostAgentService.StatVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
-	29,  // 95: hostagent.v1.HostAgentService.ListVolumeFiles:input_type -> hostagent.v1.ListVolumeFilesRequest
-	31,  // 96: hostagent.v1.HostAgentService.MakeVolumeDirectory:input_type -> hostagent.v1.MakeVolumeDirectoryRequest
-	33,  // 97: hostagent.v1.HostAgentService.SetVolumeFile:input_type -> hostagent.v1.SetVolumeFileRequest
-	35,  // 98: hostagent.v1.HostAgentService.RenameVolumeFile:input_type -> hostagent.v1.RenameVolumeFileRequest
-	27,  // 99: hostagent.v1.HostAgentService.RemoveVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
-	27,  // 100: hostagent.v1.HostAgentService.ReadVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
-	108, // 101: hostagent.v1.HostAgentService.WriteVolumeFile:input_type -> hostagent.v1.WriteFileStreamRequest
-	93,  // 102: hostagent.v1.HostAgentService.Exec:input_type -> hostagent.v1.ExecRequest
-	98,  // 103: hostagent.v1.HostAgentService.ExecStream:input_type -> hostagent.v1.ExecStreamRequest
-	102, // 104: hostagent.v1.HostAgentService.SignalProcess:input_type -> hostagent.v1.SignalProcessRequest
-	104, // 105: hostagent.v1.HostAgentService.WriteFile:input_type -> hostagent.v1.WriteFileRequest
-	106, // 106: hostagent.v1.HostAgentService.ReadFile:input_type -> hostagent.v1.ReadFileRequest
-	108, // 107: hostagent.v1.HostAgentService.WriteFileStream:input_type -> hostagent.v1.WriteFileStreamRequest
-	111, // 108: hostagent.v1.HostAgentService.ReadFileStream:input_type -> hostagent.v1.ReadFileStreamRequest
-	113, // 109: hostagent.v1.HostAgentService.ReadConsole:input_type -> hostagent.v1.ReadConsoleRequest
-	8,   // 110: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
-	55,  // 111: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
-	40,  // 112: hostagent.v1.HostAgentService.StartSandbox:output_type -> hostagent.v1.StartSandboxResponse
-	57,  // 113: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
-	59,  // 114: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
-	61,  // 115: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
-	13,  // 116: hostagent.v1.HostAgentService.FetchSandbox:output_type -> hostagent.v1.FetchSandboxResponse
-	88,  // 117: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
-	92,  // 118: hostagent.v1.HostAgentService.WatchSandboxes:output_type -> hostagent.v1.WatchSandboxesResponse
-	63,  // 119: hostagent.v1.HostAgentService.ForkSandbox:output_type -> hostagent.v1.ForkSandboxResponse
-	67,  // 120: hostagent.v1.HostAgentService.CreateCheckpoint:output_type -> hostagent.v1.CreateCheckpointResponse
-	69,  // 121: hostagent.v1.HostAgentService.ListCheckpoints:output_type -> hostagent.v1.ListCheckpointsResponse
-	71,  // 122: hostagent.v1.HostAgentService.RestoreCheckpoint:output_type -> hostagent.v1.RestoreCheckpointResponse
-	73,  // 123: hostagent.v1.HostAgentService.DeleteCheckpoint:output_type -> hostagent.v1.DeleteCheckpointResponse
-	75,  // 124: hostagent.v1.HostAgentService.ExtendSandbox:output_type -> hostagent.v1.ExtendSandboxResponse
-	77,  // 125: hostagent.v1.HostAgentService.SetNetworkPolicy:output_type -> hostagent.v1.SetNetworkPolicyResponse
-	85,  // 126: hostagent.v1.HostAgentService.ReadMetrics:output_type -> hostagent.v1.ReadMetricsResponse
-	79,  // 127: hostagent.v1.HostAgentService.ReadEgress:output_type -> hostagent.v1.ReadEgressResponse
-	82,  // 128: hostagent.v1.HostAgentService.ExplainEgress:output_type -> hostagent.v1.ExplainEgressResponse
-	49,  // 129: hostagent.v1.HostAgentService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
-	52,  // 130: hostagent.v1.HostAgentService.DeleteTemplate:output_type -> hostagent.v1.DeleteTemplateResponse
-	54,  // 131: hostagent.v1.HostAgentService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
-	45,  // 132: hostagent.v1.HostAgentService.PutBuildFiles:output_type -> hostagent.v1.PutBuildFilesResponse
-	47,  // 133: hostagent.v1.HostAgentService.FindBuildFiles:output_type -> hostagent.v1.FindBuildFilesResponse
-	22,  // 134: hostagent.v1.HostAgentService.CreateVolume:output_type -> hostagent.v1.CreateVolumeResponse
-	24,  // 135: hostagent.v1.HostAgentService.DeleteVolume:output_type -> hostagent.v1.DeleteVolumeResponse
-	28,  // 136: hostagent.v1.HostAgentService.StatVolumeFile:output_type -> hostagent.v1.StatVolumeFileResponse
-	30,  // 137: hostagent.v1.HostAgentService.ListVolumeFiles:output_type -> hostagent.v1.ListVolumeFilesResponse
-	32,  // 138: hostagent.v1.HostAgentService.MakeVolumeDirectory:output_type -> hostagent.v1.MakeVolumeDirectoryResponse
-	34,  // 139: hostagent.v1.HostAgentService.SetVolumeFile:output_type -> hostagent.v1.SetVolumeFileResponse
-	36,  // 140: hostagent.v1.HostAgentService.RenameVolumeFile:output_type -> hostagent.v1.RenameVolumeFileResponse
-	37,  // 141: hostagent.v1.HostAgentService.RemoveVolumeFile:output_type -> hostagent.v1.RemoveVolumeFileResponse
-	112, // 142: hostagent.v1.HostAgentService.ReadVolumeFile:output_type -> hostagent.v1.ReadFileStreamResponse
-	39,  // 143: hostagent.v1.HostAgentService.WriteVolumeFile:output_type -> hostagent.v1.WriteVolumeFileResponse
-	94,  // 144: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
-	99,  // 145: hostagent.v1.HostAgentService.ExecStream:output_type -> hostagent.v1.ExecStreamResponse
-	103, // 146: hostagent.v1.HostAgentService.SignalProcess:output_type -> hostagent.v1.SignalProcessResponse
-	105, // 147: hostagent.v1.HostAgentService.WriteFile:output_type -> hostagent.v1.WriteFileResponse
-	107, // 148: hostagent.v1.HostAgentService.ReadFile:output_type -> hostagent.v1.ReadFileResponse
-	110, // 149: hostagent.v1.HostAgentService.WriteFileStream:output_type -> hostagent.v1.WriteFileStreamResponse
-	112, // 150: hostagent.v1.HostAgentService.ReadFileStream:output_type -> hostagent.v1.ReadFileStreamResponse
-	114, // 151: hostagent.v1.HostAgentService.ReadConsole:output_type -> hostagent.v1.ReadConsoleResponse
-	110, // [110:152] is the sub-list for method output_type
-	68,  // [68:110] is the sub-list for method input_type
-	68,  // [68:68] is the sub-list for extension type_name
-	68,  // [68:68] is the sub-list for extension extendee
-	0,   // [0:68] is the sub-list for field type_name
+	120, // 33: hostagent.v1.TemplateBuilt.env:type_name -> hostagent.v1.TemplateBuilt.EnvEntry
+	55,  // 34: hostagent.v1.ListTemplatesResponse.stored:type_name -> hostagent.v1.StoredTemplate
+	124, // 35: hostagent.v1.StoredTemplate.at:type_name -> google.protobuf.Timestamp
+	1,   // 36: hostagent.v1.CreateSandboxResponse.status:type_name -> hostagent.v1.SandboxStatus
+	14,  // 37: hostagent.v1.CreateSandboxResponse.network_policy:type_name -> hostagent.v1.NetworkPolicy
+	121, // 38: hostagent.v1.ForkSandboxRequest.access_tokens:type_name -> hostagent.v1.ForkSandboxRequest.AccessTokensEntry
+	65,  // 39: hostagent.v1.ForkSandboxResponse.results:type_name -> hostagent.v1.ForkResult
+	66,  // 40: hostagent.v1.CreateCheckpointResponse.checkpoint:type_name -> hostagent.v1.Checkpoint
+	66,  // 41: hostagent.v1.ListCheckpointsResponse.checkpoints:type_name -> hostagent.v1.Checkpoint
+	14,  // 42: hostagent.v1.SetNetworkPolicyRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
+	19,  // 43: hostagent.v1.SetNetworkPolicyRequest.secrets:type_name -> hostagent.v1.SecretValues
+	81,  // 44: hostagent.v1.ReadEgressResponse.events:type_name -> hostagent.v1.EgressEvent
+	84,  // 45: hostagent.v1.ExplainEgressResponse.addresses:type_name -> hostagent.v1.EgressAddress
+	87,  // 46: hostagent.v1.ReadMetricsResponse.samples:type_name -> hostagent.v1.MetricsSample
+	90,  // 47: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.SandboxInfo
+	124, // 48: hostagent.v1.ListSandboxesResponse.taken_at:type_name -> google.protobuf.Timestamp
+	1,   // 49: hostagent.v1.SandboxInfo.status:type_name -> hostagent.v1.SandboxStatus
+	0,   // 50: hostagent.v1.SandboxInfo.on_timeout:type_name -> hostagent.v1.OnTimeout
+	14,  // 51: hostagent.v1.SandboxInfo.network_policy:type_name -> hostagent.v1.NetworkPolicy
+	91,  // 52: hostagent.v1.SandboxInfo.unresponsive:type_name -> hostagent.v1.Unresponsive
+	2,   // 53: hostagent.v1.SandboxInfo.end_cause:type_name -> hostagent.v1.EndCause
+	124, // 54: hostagent.v1.SandboxInfo.stored_at:type_name -> google.protobuf.Timestamp
+	124, // 55: hostagent.v1.Unresponsive.since:type_name -> google.protobuf.Timestamp
+	122, // 56: hostagent.v1.ExecRequest.env:type_name -> hostagent.v1.ExecRequest.EnvEntry
+	3,   // 57: hostagent.v1.ExecResponse.reason:type_name -> hostagent.v1.ExecEndReason
+	123, // 58: hostagent.v1.ExecStart.env:type_name -> hostagent.v1.ExecStart.EnvEntry
+	98,  // 59: hostagent.v1.ExecStart.pty:type_name -> hostagent.v1.TerminalSize
+	96,  // 60: hostagent.v1.ExecStreamRequest.start:type_name -> hostagent.v1.ExecStart
+	97,  // 61: hostagent.v1.ExecStreamRequest.attach:type_name -> hostagent.v1.ExecAttach
+	98,  // 62: hostagent.v1.ExecStreamRequest.resize:type_name -> hostagent.v1.TerminalSize
+	4,   // 63: hostagent.v1.ExecStreamRequest.signal:type_name -> hostagent.v1.Signal
+	101, // 64: hostagent.v1.ExecStreamResponse.started:type_name -> hostagent.v1.ExecStarted
+	102, // 65: hostagent.v1.ExecStreamResponse.exit:type_name -> hostagent.v1.ExecExit
+	3,   // 66: hostagent.v1.ExecExit.reason:type_name -> hostagent.v1.ExecEndReason
+	4,   // 67: hostagent.v1.SignalProcessRequest.signal:type_name -> hostagent.v1.Signal
+	110, // 68: hostagent.v1.WriteFileStreamRequest.meta:type_name -> hostagent.v1.WriteFileMeta
+	38,  // 69: hostagent.v1.WriteFileStreamRequest.volume:type_name -> hostagent.v1.WriteVolumeFileMeta
+	7,   // 70: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
+	11,  // 71: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
+	11,  // 72: hostagent.v1.HostAgentService.StartSandbox:input_type -> hostagent.v1.CreateSandboxRequest
+	57,  // 73: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
+	59,  // 74: hostagent.v1.HostAgentService.PauseSandbox:input_type -> hostagent.v1.PauseSandboxRequest
+	61,  // 75: hostagent.v1.HostAgentService.ResumeSandbox:input_type -> hostagent.v1.ResumeSandboxRequest
+	12,  // 76: hostagent.v1.HostAgentService.FetchSandbox:input_type -> hostagent.v1.FetchSandboxRequest
+	88,  // 77: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
+	92,  // 78: hostagent.v1.HostAgentService.WatchSandboxes:input_type -> hostagent.v1.WatchSandboxesRequest
+	63,  // 79: hostagent.v1.HostAgentService.ForkSandbox:input_type -> hostagent.v1.ForkSandboxRequest
+	67,  // 80: hostagent.v1.HostAgentService.CreateCheckpoint:input_type -> hostagent.v1.CreateCheckpointRequest
+	69,  // 81: hostagent.v1.HostAgentService.ListCheckpoints:input_type -> hostagent.v1.ListCheckpointsRequest
+	71,  // 82: hostagent.v1.HostAgentService.RestoreCheckpoint:input_type -> hostagent.v1.RestoreCheckpointRequest
+	73,  // 83: hostagent.v1.HostAgentService.DeleteCheckpoint:input_type -> hostagent.v1.DeleteCheckpointRequest
+	75,  // 84: hostagent.v1.HostAgentService.ExtendSandbox:input_type -> hostagent.v1.ExtendSandboxRequest
+	77,  // 85: hostagent.v1.HostAgentService.SetNetworkPolicy:input_type -> hostagent.v1.SetNetworkPolicyRequest
+	85,  // 86: hostagent.v1.HostAgentService.ReadMetrics:input_type -> hostagent.v1.ReadMetricsRequest
+	79,  // 87: hostagent.v1.HostAgentService.ReadEgress:input_type -> hostagent.v1.ReadEgressRequest
+	82,  // 88: hostagent.v1.HostAgentService.ExplainEgress:input_type -> hostagent.v1.ExplainEgressRequest
+	41,  // 89: hostagent.v1.HostAgentService.BuildTemplate:input_type -> hostagent.v1.BuildTemplateRequest
+	51,  // 90: hostagent.v1.HostAgentService.DeleteTemplate:input_type -> hostagent.v1.DeleteTemplateRequest
+	53,  // 91: hostagent.v1.HostAgentService.ListTemplates:input_type -> hostagent.v1.ListTemplatesRequest
+	43,  // 92: hostagent.v1.HostAgentService.PutBuildFiles:input_type -> hostagent.v1.PutBuildFilesRequest
+	46,  // 93: hostagent.v1.HostAgentService.FindBuildFiles:input_type -> hostagent.v1.FindBuildFilesRequest
+	21,  // 94: hostagent.v1.HostAgentService.CreateVolume:input_type -> hostagent.v1.CreateVolumeRequest
+	23,  // 95: hostagent.v1.HostAgentService.DeleteVolume:input_type -> hostagent.v1.DeleteVolumeRequest
+	27,  // 96: hostagent.v1.HostAgentService.StatVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
+	29,  // 97: hostagent.v1.HostAgentService.ListVolumeFiles:input_type -> hostagent.v1.ListVolumeFilesRequest
+	31,  // 98: hostagent.v1.HostAgentService.MakeVolumeDirectory:input_type -> hostagent.v1.MakeVolumeDirectoryRequest
+	33,  // 99: hostagent.v1.HostAgentService.SetVolumeFile:input_type -> hostagent.v1.SetVolumeFileRequest
+	35,  // 100: hostagent.v1.HostAgentService.RenameVolumeFile:input_type -> hostagent.v1.RenameVolumeFileRequest
+	27,  // 101: hostagent.v1.HostAgentService.RemoveVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
+	27,  // 102: hostagent.v1.HostAgentService.ReadVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
+	109, // 103: hostagent.v1.HostAgentService.WriteVolumeFile:input_type -> hostagent.v1.WriteFileStreamRequest
+	94,  // 104: hostagent.v1.HostAgentService.Exec:input_type -> hostagent.v1.ExecRequest
+	99,  // 105: hostagent.v1.HostAgentService.ExecStream:input_type -> hostagent.v1.ExecStreamRequest
+	103, // 106: hostagent.v1.HostAgentService.SignalProcess:input_type -> hostagent.v1.SignalProcessRequest
+	105, // 107: hostagent.v1.HostAgentService.WriteFile:input_type -> hostagent.v1.WriteFileRequest
+	107, // 108: hostagent.v1.HostAgentService.ReadFile:input_type -> hostagent.v1.ReadFileRequest
+	109, // 109: hostagent.v1.HostAgentService.WriteFileStream:input_type -> hostagent.v1.WriteFileStreamRequest
+	112, // 110: hostagent.v1.HostAgentService.ReadFileStream:input_type -> hostagent.v1.ReadFileStreamRequest
+	114, // 111: hostagent.v1.HostAgentService.ReadConsole:input_type -> hostagent.v1.ReadConsoleRequest
+	8,   // 112: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
+	56,  // 113: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
+	40,  // 114: hostagent.v1.HostAgentService.StartSandbox:output_type -> hostagent.v1.StartSandboxResponse
+	58,  // 115: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
+	60,  // 116: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
+	62,  // 117: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
+	13,  // 118: hostagent.v1.HostAgentService.FetchSandbox:output_type -> hostagent.v1.FetchSandboxResponse
+	89,  // 119: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
+	93,  // 120: hostagent.v1.HostAgentService.WatchSandboxes:output_type -> hostagent.v1.WatchSandboxesResponse
+	64,  // 121: hostagent.v1.HostAgentService.ForkSandbox:output_type -> hostagent.v1.ForkSandboxResponse
+	68,  // 122: hostagent.v1.HostAgentService.CreateCheckpoint:output_type -> hostagent.v1.CreateCheckpointResponse
+	70,  // 123: hostagent.v1.HostAgentService.ListCheckpoints:output_type -> hostagent.v1.ListCheckpointsResponse
+	72,  // 124: hostagent.v1.HostAgentService.RestoreCheckpoint:output_type -> hostagent.v1.RestoreCheckpointResponse
+	74,  // 125: hostagent.v1.HostAgentService.DeleteCheckpoint:output_type -> hostagent.v1.DeleteCheckpointResponse
+	76,  // 126: hostagent.v1.HostAgentService.ExtendSandbox:output_type -> hostagent.v1.ExtendSandboxResponse
+	78,  // 127: hostagent.v1.HostAgentService.SetNetworkPolicy:output_type -> hostagent.v1.SetNetworkPolicyResponse
+	86,  // 128: hostagent.v1.HostAgentService.ReadMetrics:output_type -> hostagent.v1.ReadMetricsResponse
+	80,  // 129: hostagent.v1.HostAgentService.ReadEgress:output_type -> hostagent.v1.ReadEgressResponse
+	83,  // 130: hostagent.v1.HostAgentService.ExplainEgress:output_type -> hostagent.v1.ExplainEgressResponse
+	49,  // 131: hostagent.v1.HostAgentService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
+	52,  // 132: hostagent.v1.HostAgentService.DeleteTemplate:output_type -> hostagent.v1.DeleteTemplateResponse
+	54,  // 133: hostagent.v1.HostAgentService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
+	45,  // 134: hostagent.v1.HostAgentService.PutBuildFiles:output_type -> hostagent.v1.PutBuildFilesResponse
+	47,  // 135: hostagent.v1.HostAgentService.FindBuildFiles:output_type -> hostagent.v1.FindBuildFilesResponse
+	22,  // 136: hostagent.v1.HostAgentService.CreateVolume:output_type -> hostagent.v1.CreateVolumeResponse
+	24,  // 137: hostagent.v1.HostAgentService.DeleteVolume:output_type -> hostagent.v1.DeleteVolumeResponse
+	28,  // 138: hostagent.v1.HostAgentService.StatVolumeFile:output_type -> hostagent.v1.StatVolumeFileResponse
+	30,  // 139: hostagent.v1.HostAgentService.ListVolumeFiles:output_type -> hostagent.v1.ListVolumeFilesResponse
+	32,  // 140: hostagent.v1.HostAgentService.MakeVolumeDirectory:output_type -> hostagent.v1.MakeVolumeDirectoryResponse
+	34,  // 141: hostagent.v1.HostAgentService.SetVolumeFile:output_type -> hostagent.v1.SetVolumeFileResponse
+	36,  // 142: hostagent.v1.HostAgentService.RenameVolumeFile:output_type -> hostagent.v1.RenameVolumeFileResponse
+	37,  // 143: hostagent.v1.HostAgentService.RemoveVolumeFile:output_type -> hostagent.v1.RemoveVolumeFileResponse
+	113, // 144: hostagent.v1.HostAgentService.ReadVolumeFile:output_type -> hostagent.v1.ReadFileStreamResponse
+	39,  // 145: hostagent.v1.HostAgentService.WriteVolumeFile:output_type -> hostagent.v1.WriteVolumeFileResponse
+	95,  // 146: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
+	100, // 147: hostagent.v1.HostAgentService.ExecStream:output_type -> hostagent.v1.ExecStreamResponse
+	104, // 148: hostagent.v1.HostAgentService.SignalProcess:output_type -> hostagent.v1.SignalProcessResponse
+	106, // 149: hostagent.v1.HostAgentService.WriteFile:output_type -> hostagent.v1.WriteFileResponse
+	108, // 150: hostagent.v1.HostAgentService.ReadFile:output_type -> hostagent.v1.ReadFileResponse
+	111, // 151: hostagent.v1.HostAgentService.WriteFileStream:output_type -> hostagent.v1.WriteFileStreamResponse
+	113, // 152: hostagent.v1.HostAgentService.ReadFileStream:output_type -> hostagent.v1.ReadFileStreamResponse
+	115, // 153: hostagent.v1.HostAgentService.ReadConsole:output_type -> hostagent.v1.ReadConsoleResponse
+	112, // [112:154] is the sub-list for method output_type
+	70,  // [70:112] is the sub-list for method input_type
+	70,  // [70:70] is the sub-list for extension type_name
+	70,  // [70:70] is the sub-list for extension extendee
+	0,   // [0:70] is the sub-list for field type_name
 }
 
 func init() { file_v1_hostagent_proto_init() }
@@ -8668,8 +8789,8 @@ func file_v1_hostagent_proto_init() {
 		(*BuildTemplateResponse_Keepalive)(nil),
 		(*BuildTemplateResponse_Step)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[90].OneofWrappers = []any{}
-	file_v1_hostagent_proto_msgTypes[92].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[91].OneofWrappers = []any{}
+	file_v1_hostagent_proto_msgTypes[93].OneofWrappers = []any{
 		(*ExecStreamRequest_Start)(nil),
 		(*ExecStreamRequest_Attach)(nil),
 		(*ExecStreamRequest_Stdin)(nil),
@@ -8679,7 +8800,7 @@ func file_v1_hostagent_proto_init() {
 		(*ExecStreamRequest_Ack)(nil),
 		(*ExecStreamRequest_Leave)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[93].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[94].OneofWrappers = []any{
 		(*ExecStreamResponse_Started)(nil),
 		(*ExecStreamResponse_Stdout)(nil),
 		(*ExecStreamResponse_Stderr)(nil),
@@ -8688,7 +8809,7 @@ func file_v1_hostagent_proto_init() {
 		(*ExecStreamResponse_Keepalive)(nil),
 		(*ExecStreamResponse_Input)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[102].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[103].OneofWrappers = []any{
 		(*WriteFileStreamRequest_Meta)(nil),
 		(*WriteFileStreamRequest_Chunk)(nil),
 		(*WriteFileStreamRequest_Volume)(nil),
@@ -8699,7 +8820,7 @@ func file_v1_hostagent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_hostagent_proto_rawDesc), len(file_v1_hostagent_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   117,
+			NumMessages:   118,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

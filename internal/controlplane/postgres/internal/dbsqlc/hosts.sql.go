@@ -119,7 +119,7 @@ func (q *Queries) FindHostToken(ctx context.Context, hash []byte) (HostToken, er
 const hostContents = `-- name: HostContents :one
 SELECT
     (SELECT count(*) FROM sandboxes WHERE sandboxes.host_id = $1 AND sandboxes.state NOT IN ('stopped', 'failed')) AS sandboxes,
-    (SELECT count(*) FROM template_generations g WHERE g.host_id = $1 AND g.state IN ('building', 'ready')) AS builds,
+    (SELECT count(*) FROM template_generations g WHERE g.host_id = $1 AND (g.state = 'building' OR g.state = 'ready' AND g.stored_key = '')) AS builds,
     (SELECT count(*) FROM volumes WHERE volumes.host_id = $1) AS volumes
 `
 
@@ -129,7 +129,7 @@ type HostContentsRow struct {
 	Volumes   int64
 }
 
-// What would be lost with a host: sandboxes that have not ended, templates that are or become ready, and volumes.
+// What would be lost with a host: sandboxes that have not ended, templates that become or are ready and are not stored, and volumes.
 func (q *Queries) HostContents(ctx context.Context, id string) (HostContentsRow, error) {
 	row := q.db.QueryRow(ctx, hostContents, id)
 	var i HostContentsRow

@@ -259,6 +259,10 @@ type TemplateGeneration struct {
 	FinishedAt      *time.Time
 	MoreTags        []string
 	DiskMB          int32
+	StoredKey       string
+	StoredAt        *time.Time
+	Platform        wrenn.Platform
+	Purge           bool
 }
 
 type TemplateLine struct {

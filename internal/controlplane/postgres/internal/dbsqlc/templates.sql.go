@@ -8,6 +8,8 @@ package dbsqlc
 import (
 	"context"
 	"time"
+
+	"wrenn"
 )
 
 const appendLines = `-- name: AppendLines :exec
@@ -107,17 +109,6 @@ func (q *Queries) Assignments(ctx context.Context, arg AssignmentsParams) ([]Ass
 	return items, nil
 }
 
-const buildHost = `-- name: BuildHost :one
-SELECT host_id FROM template_generations WHERE id = $1
-`
-
-func (q *Queries) BuildHost(ctx context.Context, id string) (string, error) {
-	row := q.db.QueryRow(ctx, buildHost, id)
-	var host_id string
-	err := row.Scan(&host_id)
-	return host_id, err
-}
-
 const buildLines = `-- name: BuildLines :many
 SELECT line, content, written_at FROM template_lines WHERE generation_id = $1 AND line >= $2 ORDER BY line LIMIT $3
 `
@@ -197,13 +188,23 @@ func (q *Queries) BuildLinesByTime(ctx context.Context, arg BuildLinesByTimePara
 	return items, nil
 }
 
+const buildPurged = `-- name: BuildPurged :exec
+UPDATE template_generations SET purge = false, stored_key = '', stored_at = NULL WHERE id = $1
+`
+
+func (q *Queries) BuildPurged(ctx context.Context, id string) error {
+	_, err := q.db.Exec(ctx, buildPurged, id)
+	return err
+}
+
 const buildStates = `-- name: BuildStates :many
-SELECT id, state, (updated_at < clock_timestamp() - make_interval(secs => $1))::boolean AS settled
+SELECT id, team_id, state, (updated_at < clock_timestamp() - make_interval(secs => $1))::boolean AS settled
 FROM template_generations WHERE id = ANY ($2::text[])
 `
 
 type BuildStatesRow struct {
 	ID      string
+	TeamID  string
 	State   string
 	Settled bool
 }
@@ -218,7 +219,43 @@ func (q *Queries) BuildStates(ctx context.Context, olderThan float64, iDs []stri
 	var items []BuildStatesRow
 	for rows.Next() {
 		var i BuildStatesRow
-		if err := rows.Scan(&i.ID, &i.State, &i.Settled); err != nil {
+		if err := rows.Scan(
+			&i.ID,
+			&i.TeamID,
+			&i.State,
+			&i.Settled,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const buildsToPurge = `-- name: BuildsToPurge :many
+SELECT id, team_id FROM template_generations
+WHERE purge AND updated_at < clock_timestamp() - make_interval(secs => $1) ORDER BY updated_at LIMIT $2
+`
+
+type BuildsToPurgeRow struct {
+	ID     string
+	TeamID string
+}
+
+// Builds that are not wanted any more, and whose objects may still be in the snapshot store.
+func (q *Queries) BuildsToPurge(ctx context.Context, olderThan float64, atMost int32) ([]BuildsToPurgeRow, error) {
+	rows, err := q.db.Query(ctx, buildsToPurge, olderThan, atMost)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []BuildsToPurgeRow
+	for rows.Next() {
+		var i BuildsToPurgeRow
+		if err := rows.Scan(&i.ID, &i.TeamID); err != nil {
 			return nil, err
 		}
 		items = append(items, i)
@@ -256,7 +293,7 @@ func (q *Queries) CountNames(ctx context.Context, teamID string) (int64, error) 
 }
 
 const deleteTemplate = `-- name: DeleteTemplate :many
-UPDATE template_generations AS g SET state = 'deleted', reason = $1, worker = NULL, updated_at = clock_timestamp()
+UPDATE template_generations AS g SET state = 'deleted', reason = $1, worker = NULL, purge = true, updated_at = clock_timestamp()
 WHERE g.team_id = $2 AND g.name = $3 AND (g.tag = $4 OR g.state = 'ready') AND g.state <> 'deleted'
     AND NOT EXISTS (SELECT FROM templates t WHERE t.generation_id = g.id)
 RETURNING g.id, g.host_id
@@ -404,7 +441,7 @@ func (q *Queries) DropRequestedBuilds(ctx context.Context, teamID string, name s
 }
 
 const dropUnnamedBuilds = `-- name: DropUnnamedBuilds :exec
-UPDATE template_generations AS g SET state = 'deleted', reason = $1, updated_at = clock_timestamp()
+UPDATE template_generations AS g SET state = 'deleted', reason = $1, purge = true, updated_at = clock_timestamp()
 WHERE g.team_id = $2 AND g.name = $3 AND g.state = 'ready'
     AND NOT EXISTS (SELECT FROM templates t WHERE t.generation_id = g.id)
 `
@@ -455,12 +492,54 @@ func (q *Queries) FailBuild(ctx context.Context, reason string, failedStep strin
 	return result.RowsAffected(), nil
 }
 
+const findBuild = `-- name: FindBuild :one
+SELECT id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step, finished_at, more_tags, disk_mb, stored_key, stored_at, platform, purge FROM template_generations WHERE id = $1
+`
+
+func (q *Queries) FindBuild(ctx context.Context, id string) (TemplateGeneration, error) {
+	row := q.db.QueryRow(ctx, findBuild, id)
+	var i TemplateGeneration
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.Name,
+		&i.Tag,
+		&i.State,
+		&i.Reason,
+		&i.HostID,
+		&i.FromImage,
+		&i.FromOci,
+		&i.FromSandbox,
+		&i.VCPUs,
+		&i.MemoryMB,
+		&i.Env,
+		&i.StartCmd,
+		&i.ReadyCmd,
+		&i.ReadyTimeoutSec,
+		&i.SizeBytes,
+		&i.Digest,
+		&i.Worker,
+		&i.CreatedAt,
+		&i.UpdatedAt,
+		&i.FromTemplate,
+		&i.FailedStep,
+		&i.FinishedAt,
+		&i.MoreTags,
+		&i.DiskMB,
+		&i.StoredKey,
+		&i.StoredAt,
+		&i.Platform,
+		&i.Purge,
+	)
+	return i, err
+}
+
 const finishBuild = `-- name: FinishBuild :one
 UPDATE template_generations SET
     state = 'ready', worker = NULL, updated_at = clock_timestamp(), finished_at = clock_timestamp(),
     vcpus = $1, memory_mb = $2, env = $3, size_bytes = $4, digest = $5, disk_mb = $6
 WHERE id = $7 AND state = 'building' AND worker = $8
-RETURNING id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step, finished_at, more_tags, disk_mb
+RETURNING id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step, finished_at, more_tags, disk_mb, stored_key, stored_at, platform, purge
 `
 
 type FinishBuildParams struct {
@@ -513,12 +592,16 @@ func (q *Queries) FinishBuild(ctx context.Context, arg FinishBuildParams) (Templ
 		&i.FinishedAt,
 		&i.MoreTags,
 		&i.DiskMB,
+		&i.StoredKey,
+		&i.StoredAt,
+		&i.Platform,
+		&i.Purge,
 	)
 	return i, err
 }
 
 const getBuild = `-- name: GetBuild :one
-SELECT id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step, finished_at, more_tags, disk_mb FROM template_generations WHERE id = $1 AND team_id = $2 AND name = $3 AND tag = $4
+SELECT id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step, finished_at, more_tags, disk_mb, stored_key, stored_at, platform, purge FROM template_generations WHERE id = $1 AND team_id = $2 AND name = $3 AND tag = $4
 `
 
 type GetBuildParams struct {
@@ -563,6 +646,10 @@ func (q *Queries) GetBuild(ctx context.Context, arg GetBuildParams) (TemplateGen
 		&i.FinishedAt,
 		&i.MoreTags,
 		&i.DiskMB,
+		&i.StoredKey,
+		&i.StoredAt,
+		&i.Platform,
+		&i.Purge,
 	)
 	return i, err
 }
@@ -594,7 +681,7 @@ INSERT INTO template_generations (id, team_id, name, tag, host_id, from_image, f
     start_cmd, ready_cmd, ready_timeout_sec, worker, more_tags, disk_mb)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
     $13, $14, $15, $16, $17, $18)
-RETURNING id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step, finished_at, more_tags, disk_mb
+RETURNING id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step, finished_at, more_tags, disk_mb, stored_key, stored_at, platform, purge
 `
 
 type InsertBuildParams struct {
@@ -667,6 +754,10 @@ func (q *Queries) InsertBuild(ctx context.Context, arg InsertBuildParams) (Templ
 		&i.FinishedAt,
 		&i.MoreTags,
 		&i.DiskMB,
+		&i.StoredKey,
+		&i.StoredAt,
+		&i.Platform,
+		&i.Purge,
 	)
 	return i, err
 }
@@ -683,9 +774,11 @@ func (q *Queries) IsBuilding(ctx context.Context, iD string, worker *int64) (boo
 }
 
 const loseBuild = `-- name: LoseBuild :execrows
-UPDATE template_generations SET state = 'failed', reason = $1, updated_at = clock_timestamp() WHERE id = $2 AND state = 'ready'
+UPDATE template_generations SET state = 'failed', reason = $1, purge = true, updated_at = clock_timestamp()
+WHERE id = $2 AND state = 'ready' AND stored_key = ''
 `
 
+// One that is stored is not lost.
 func (q *Queries) LoseBuild(ctx context.Context, reason string, iD string) (int64, error) {
 	result, err := q.db.Exec(ctx, loseBuild, reason, iD)
 	if err != nil {
@@ -707,7 +800,7 @@ func (q *Queries) NamedBuild(ctx context.Context, teamID string, name string, ta
 }
 
 const namedBuilds = `-- name: NamedBuilds :many
-SELECT g.id, g.team_id, g.name, g.tag, g.state, g.reason, g.host_id, g.from_image, g.from_oci, g.from_sandbox, g.vcpus, g.memory_mb, g.env, g.start_cmd, g.ready_cmd, g.ready_timeout_sec, g.size_bytes, g.digest, g.worker, g.created_at, g.updated_at, g.from_template, g.failed_step, g.finished_at, g.more_tags, g.disk_mb, (t.generation_id IS NOT NULL)::boolean AS is_current
+SELECT g.id, g.team_id, g.name, g.tag, g.state, g.reason, g.host_id, g.from_image, g.from_oci, g.from_sandbox, g.vcpus, g.memory_mb, g.env, g.start_cmd, g.ready_cmd, g.ready_timeout_sec, g.size_bytes, g.digest, g.worker, g.created_at, g.updated_at, g.from_template, g.failed_step, g.finished_at, g.more_tags, g.disk_mb, g.stored_key, g.stored_at, g.platform, g.purge, (t.generation_id IS NOT NULL)::boolean AS is_current
 FROM template_generations g
 LEFT JOIN templates t ON t.generation_id = g.id AND t.name = g.name AND t.tag = g.tag
 WHERE g.team_id = $1 AND ($2::text = '' OR (g.name = $2 AND g.tag = $3))
@@ -757,6 +850,10 @@ func (q *Queries) NamedBuilds(ctx context.Context, teamID string, name string, t
 			&i.TemplateGeneration.FinishedAt,
 			&i.TemplateGeneration.MoreTags,
 			&i.TemplateGeneration.DiskMB,
+			&i.TemplateGeneration.StoredKey,
+			&i.TemplateGeneration.StoredAt,
+			&i.TemplateGeneration.Platform,
+			&i.TemplateGeneration.Purge,
 			&i.IsCurrent,
 		); err != nil {
 			return nil, err
@@ -807,9 +904,10 @@ func (q *Queries) PointTemplate(ctx context.Context, arg PointTemplateParams) er
 }
 
 const readyBuilds = `-- name: ReadyBuilds :many
-SELECT id FROM template_generations WHERE host_id = $1 AND state = 'ready'
+SELECT id FROM template_generations WHERE host_id = $1 AND state = 'ready' AND stored_key = ''
 `
 
+// Those that are on the host alone.
 func (q *Queries) ReadyBuilds(ctx context.Context, hostID string) ([]string, error) {
 	rows, err := q.db.Query(ctx, readyBuilds, hostID)
 	if err != nil {
@@ -862,8 +960,51 @@ func (q *Queries) RequestBuild(ctx context.Context, arg RequestBuildParams) erro
 	return err
 }
 
+const setBuildsStored = `-- name: SetBuildsStored :many
+UPDATE template_generations AS g SET stored_key = added.key, stored_at = added.stored_at, platform = $1
+FROM (SELECT unnest($3::text[]) AS id, unnest($4::text[]) AS key, unnest($5::timestamptz[]) AS stored_at) AS added
+WHERE g.id = added.id AND g.host_id = $2 AND g.state IN ('building', 'ready') AND g.stored_key = ''
+    AND starts_with(added.key, 'teams/' || g.team_id || '/templates/' || g.id || '/')
+RETURNING g.id
+`
+
+type SetBuildsStoredParams struct {
+	Platform wrenn.Platform
+	HostID   string
+	IDs      []string
+	Keys     []string
+	Times    []time.Time
+}
+
+// Where a host has stored the builds that it made. A key of another team or build is left out.
+func (q *Queries) SetBuildsStored(ctx context.Context, arg SetBuildsStoredParams) ([]string, error) {
+	rows, err := q.db.Query(ctx, setBuildsStored,
+		arg.Platform,
+		arg.HostID,
+		arg.IDs,
+		arg.Keys,
+		arg.Times,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []string
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const taggedBuilds = `-- name: TaggedBuilds :many
-SELECT g.id, g.team_id, g.name, g.tag, g.state, g.reason, g.host_id, g.from_image, g.from_oci, g.from_sandbox, g.vcpus, g.memory_mb, g.env, g.start_cmd, g.ready_cmd, g.ready_timeout_sec, g.size_bytes, g.digest, g.worker, g.created_at, g.updated_at, g.from_template, g.failed_step, g.finished_at, g.more_tags, g.disk_mb, t.name AS of_name, t.tag AS of_tag
+SELECT g.id, g.team_id, g.name, g.tag, g.state, g.reason, g.host_id, g.from_image, g.from_oci, g.from_sandbox, g.vcpus, g.memory_mb, g.env, g.start_cmd, g.ready_cmd, g.ready_timeout_sec, g.size_bytes, g.digest, g.worker, g.created_at, g.updated_at, g.from_template, g.failed_step, g.finished_at, g.more_tags, g.disk_mb, g.stored_key, g.stored_at, g.platform, g.purge, t.name AS of_name, t.tag AS of_tag
 FROM templates t
 JOIN template_generations g ON g.id = t.generation_id
 WHERE t.team_id = $1 AND g.state = 'ready' AND (g.name, g.tag) <> (t.name, t.tag)
@@ -913,6 +1054,10 @@ func (q *Queries) TaggedBuilds(ctx context.Context, teamID string, name string, 
 			&i.TemplateGeneration.FinishedAt,
 			&i.TemplateGeneration.MoreTags,
 			&i.TemplateGeneration.DiskMB,
+			&i.TemplateGeneration.StoredKey,
+			&i.TemplateGeneration.StoredAt,
+			&i.TemplateGeneration.Platform,
+			&i.TemplateGeneration.Purge,
 			&i.OfName,
 			&i.OfTag,
 		); err != nil {

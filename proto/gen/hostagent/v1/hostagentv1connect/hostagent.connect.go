@@ -166,7 +166,8 @@ type HostAgentServiceClient interface {
 	// Ping returns the agent's version and the host's capacity.
 	Ping(context.Context, *v1.PingRequest) (*v1.PingResponse, error)
 	// CreateSandbox returns when the sandbox runs. An existing one of the same id,
-	// template and size is the answer.
+	// template and size is the answer. not_found: the host does not have the template, and
+	// cannot fetch it.
 	CreateSandbox(context.Context, *v1.CreateSandboxRequest) (*v1.CreateSandboxResponse, error)
 	// StartSandbox is CreateSandbox for callers that want to know while the sandbox
 	// waits: a host makes as many at a time as it can finish. The last answer is started.
@@ -938,7 +939,8 @@ type HostAgentServiceHandler interface {
 	// Ping returns the agent's version and the host's capacity.
 	Ping(context.Context, *v1.PingRequest) (*v1.PingResponse, error)
 	// CreateSandbox returns when the sandbox runs. An existing one of the same id,
-	// template and size is the answer.
+	// template and size is the answer. not_found: the host does not have the template, and
+	// cannot fetch it.
 	CreateSandbox(context.Context, *v1.CreateSandboxRequest) (*v1.CreateSandboxResponse, error)
 	// StartSandbox is CreateSandbox for callers that want to know while the sandbox
 	// waits: a host makes as many at a time as it can finish. The last answer is started.
