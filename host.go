@@ -130,8 +130,8 @@ type ObservedSandbox struct {
 // Stored is where the snapshot of a paused sandbox is in the snapshot store. The zero
 // value is nowhere: it is on its host alone.
 type Stored struct {
-	At  time.Time // since when
-	Key string
+	At  time.Time `json:"at"` // since when
+	Key string    `json:"key"`
 }
 
 // IsTemplate reports whether the key is that of a build of a team.

@@ -249,6 +249,8 @@ type Checkpoint struct {
 	Name      string       `json:"name,omitempty"`   // for people
 	CreatedAt time.Time    `json:"created"`
 	SizeBytes int64        `json:"bytes"` // on its host's disk, including what it shares with others
+	// Stored is where it is in the snapshot store; zero while it is on its host alone.
+	Stored Stored `json:"stored,omitzero"`
 }
 
 // TeamID names the owner of sandboxes and keys: a UUID.

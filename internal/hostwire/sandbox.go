@@ -320,7 +320,10 @@ func storedAt(s wrenn.Stored) *timestamppb.Timestamp {
 	return timestamppb.New(s.At)
 }
 
-func parseStored(msg *pb.SandboxInfo) wrenn.Stored {
+func parseStored(msg interface {
+	GetStoredAt() *timestamppb.Timestamp
+	GetStoredKey() string
+}) wrenn.Stored {
 	if msg.GetStoredAt() == nil || msg.GetStoredKey() == "" {
 		return wrenn.Stored{}
 	}
@@ -478,6 +481,7 @@ func ParseForkResults(msg *pb.ForkSandboxResponse) (from wrenn.CheckpointID, res
 func Checkpoint(c wrenn.Checkpoint) *pb.Checkpoint {
 	return &pb.Checkpoint{
 		Id: string(c.ID), Parent: string(c.Parent), Name: c.Name, CreatedAtUnixMs: c.CreatedAt.UnixMilli(), SizeBytes: size(c.SizeBytes),
+		StoredAt: storedAt(c.Stored), StoredKey: c.Stored.Key,
 	}
 }
 
@@ -486,6 +490,7 @@ func ParseCheckpoint(msg *pb.Checkpoint) wrenn.Checkpoint {
 	return wrenn.Checkpoint{
 		ID: wrenn.CheckpointID(Text(msg.GetId())), Parent: wrenn.CheckpointID(Text(msg.GetParent())), Name: Text(msg.GetName()),
 		CreatedAt: time.UnixMilli(msg.GetCreatedAtUnixMs()).UTC(), SizeBytes: parseSize(msg.GetSizeBytes()),
+		Stored: parseStored(msg),
 	}
 }
 

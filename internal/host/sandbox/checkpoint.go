@@ -67,6 +67,7 @@ func (s locked) checkpoint(ctx context.Context, id wrenn.CheckpointID, name stri
 	if err != nil {
 		return wrenn.Checkpoint{}, err
 	}
+	s.host.uploads.wake.Notify()
 	return c, nil
 }
 
@@ -97,7 +98,11 @@ func (s *Sandbox) RestoreCheckpoint(ctx context.Context, id wrenn.CheckpointID) 
 // restorePaused changes what the sandbox will continue from.
 func (s locked) restorePaused(ctx context.Context, id wrenn.CheckpointID) error {
 	return s.perform(ctx, operation{name: "restore"}, func(ctx context.Context, _ *rollback.Stack) error {
-		from, err := s.host.snapshotSource(ctx, string(id)) // if it is whole
+		snap, release, err := s.loadCheckpoint(ctx, id)
+		if err != nil {
+			return err
+		}
+		from, err := s.host.loadedSource(snap, release) // if it is whole
 		if err != nil {
 			return err
 		}
@@ -114,7 +119,11 @@ func (s locked) restoreRunning(ctx context.Context, id wrenn.CheckpointID) error
 	}
 	op := operation{name: "restore", trace: "restore", back: StatusRunning, to: StatusRunning}
 	err := s.perform(ctx, op, func(ctx context.Context, undo *rollback.Stack) error {
-		from, err := s.host.snapshotSource(ctx, string(id))
+		snap, release, err := s.loadCheckpoint(ctx, id)
+		if err != nil {
+			return err
+		}
+		from, err := s.host.loadedSource(snap, release)
 		if err != nil {
 			return err
 		}
@@ -142,10 +151,15 @@ func (s *Sandbox) DeleteCheckpoint(ctx context.Context, id wrenn.CheckpointID) e
 	if i < 0 {
 		return nil
 	}
-	err = s.journal.commitFreeing("checkpoint deleted", func(j *journal.Journal) { j.DeleteCheckpoint(i) })
+	err = s.journal.commitFreeing("checkpoint deleted", func(j *journal.Journal) {
+		j.DeleteCheckpoint(i)
+		j.Stored = nil // which names it
+	})
 	if err != nil {
 		return s.explain("delete a checkpoint", err)
 	}
 	s.host.garbage.mark()
+	s.state.touchVersion()
+	s.host.uploads.wake.Notify()
 	return nil
 }

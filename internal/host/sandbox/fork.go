@@ -120,7 +120,7 @@ func (s *Sandbox) forkSource(ctx context.Context, from wrenn.CheckpointID) (id s
 	err = locked.perform(ctx, op, func(ctx context.Context, undo *rollback.Stack) (err error) {
 		switch {
 		case from != "":
-			snap, release, err = s.host.snapshots.Load(ctx, string(from))
+			snap, release, err = locked.loadCheckpoint(ctx, from)
 		case paused:
 			snap, release, err = s.host.snapshots.Load(ctx, s.journal.Snapshot)
 		default:

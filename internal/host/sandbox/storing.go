@@ -2,11 +2,16 @@ package sandbox
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
+	"wrenn"
 	"wrenn/internal/host/sandbox/journal"
+	"wrenn/internal/snapshot"
 	"wrenn/internal/telemetry"
 )
 
@@ -14,12 +19,33 @@ import (
 const storeLook = time.Minute
 
 // unstored returns the snapshot of a paused sandbox that is to be stored, "" if none is.
+// Its checkpoints come first: what is stored of the sandbox names them.
 func (s *Sandbox) unstored() string {
 	j := s.journal.latest.Load()
 	if j == nil || !s.isStorable() || s.Info().Status != StatusPaused || j.Stored != nil && j.Stored.Snapshot == j.Snapshot {
 		return ""
 	}
+	if s.unstoredCheckpoint() != "" {
+		return ""
+	}
 	return j.Snapshot
+}
+
+// unstoredCheckpoint returns the first checkpoint that is to be stored, "" if none is.
+func (s *Sandbox) unstoredCheckpoint() string {
+	j := s.journal.latest.Load()
+	if j == nil || !s.isStorable() {
+		return ""
+	}
+	if status := s.Info().Status; status != StatusRunning && status != StatusPaused {
+		return ""
+	}
+	for _, c := range j.Checkpoints {
+		if c.Stored.Key == "" && !s.host.uploads.givenUp(string(c.ID)) {
+			return string(c.ID)
+		}
+	}
+	return ""
 }
 
 // runUploads stores the snapshots of paused sandboxes, and templates, until ctx ends. What
@@ -29,23 +55,22 @@ func (h *host) runUploads(ctx context.Context) {
 	defer work.Wait()
 	for {
 		wait := storeLook
-		for _, s := range h.registry.all() {
-			attempt, left, u := h.uploads.claim(telemetry.WithSandbox(ctx, s.id), string(s.id), s.unstored())
+		begin := func(ctx context.Context, id, snapshot string, upload func(context.Context, *upload)) {
+			attempt, left, u := h.uploads.claim(ctx, id, snapshot)
 			switch {
 			case u != nil:
-				work.Go(func() { s.upload(attempt, u) })
+				work.Go(func() { upload(attempt, u) })
 			case left > 0:
 				wait = min(wait, left)
 			}
 		}
+		for _, s := range h.registry.all() {
+			ctx := telemetry.WithSandbox(ctx, s.id)
+			begin(ctx, string(s.id), s.unstored(), s.upload)
+			begin(ctx, s.checkpointsID(), s.unstoredCheckpoint(), s.uploadCheckpoint)
+		}
 		for id, c := range h.snapshots.Copies() {
-			attempt, left, u := h.uploads.claim(ctx, id, unstoredTemplate(id, c))
-			switch {
-			case u != nil:
-				work.Go(func() { h.uploadTemplate(attempt, u) })
-			case left > 0:
-				wait = min(wait, left)
-			}
+			begin(ctx, id, unstoredTemplate(id, c), h.uploadTemplate)
 		}
 		timer := time.NewTimer(wait)
 		select {
@@ -57,6 +82,88 @@ func (h *host) runUploads(ctx context.Context) {
 		}
 		timer.Stop()
 	}
+}
+
+// checkpointsID names the uploads of the sandbox's checkpoints, of which one is at work
+// at a time.
+func (s *Sandbox) checkpointsID() string { return string(s.id) + "/checkpoints" }
+
+// uploadCheckpoint makes one attempt to store a checkpoint.
+func (s *Sandbox) uploadCheckpoint(ctx context.Context, u *upload) {
+	s.host.lowerPriority(ctx)
+	ctx, done := s.cancel.context(ctx)
+	sent, err := s.storeCheckpoint(ctx, wrenn.CheckpointID(u.snapshot))
+	canceled := ctx.Err() != nil || errors.Is(err, errRemoved)
+	done()
+	if err != nil && !canceled {
+		s.logError(ctx, slog.LevelWarn, "checkpoint cannot be stored; will retry", fmt.Errorf("%s: %w", u.snapshot, err))
+		if wrenn.CodeOf(err) == wrenn.FailedPrecondition && !s.host.snapshotUsable(ctx, u.snapshot) {
+			s.host.uploads.giveUp(u.snapshot)
+		}
+	}
+	s.host.uploads.finish(s.checkpointsID(), u, sent, err, canceled)
+}
+
+// snapshotUsable reports whether this host has the snapshot undamaged.
+func (h *host) snapshotUsable(ctx context.Context, id string) bool {
+	_, release, err := h.snapshots.Load(ctx, id)
+	if err == nil {
+		release()
+	}
+	return err == nil
+}
+
+// storeCheckpoint stores a checkpoint and writes that to the journal, unless it was
+// deleted since then. It returns how many bytes were sent.
+func (s *Sandbox) storeCheckpoint(ctx context.Context, id wrenn.CheckpointID) (sent int64, err error) {
+	stored, err := s.host.archive.Upload(ctx, string(s.request.Team), string(s.id), string(id), nil)
+	if err != nil {
+		return 0, err
+	}
+	if err := s.at("checkpoint stored"); err != nil {
+		return 0, err
+	}
+	locked, err := s.lock(ctx, StatusRunning, StatusPaused)
+	if err != nil {
+		return 0, err
+	}
+	defer locked.unlock()
+	i := s.journal.Checkpoint(id)
+	if i < 0 {
+		return 0, errRemoved
+	}
+	err = s.journal.commit("checkpoint stored", func(j *journal.Journal) {
+		j.Checkpoints = slices.Clone(j.Checkpoints)
+		j.Checkpoints[i].Stored = wrenn.Stored{At: storedNow(), Key: stored.Key}
+	})
+	if err != nil {
+		return 0, err
+	}
+	s.log(ctx, slog.LevelInfo, "checkpoint stored", slog.String("checkpoint", string(id)), slog.Int64("bytes", stored.Bytes))
+	return stored.Bytes, nil
+}
+
+// loadCheckpoint loads the snapshot of a checkpoint, and leases it. One that this host
+// does not have, because it has fetched the sandbox, is fetched.
+func (s locked) loadCheckpoint(ctx context.Context, id wrenn.CheckpointID) (*snapshot.Snapshot, func(), error) {
+	snap, release, err := s.host.snapshots.Load(ctx, string(id))
+	i := s.journal.Checkpoint(id)
+	if wrenn.CodeOf(err) != wrenn.NotFound || i < 0 || s.journal.Checkpoints[i].Stored.Key == "" {
+		return snap, release, err
+	}
+	if !s.host.HasStore() {
+		return nil, nil, wrenn.Errorf(wrenn.FailedPrecondition, "this host does not have checkpoint %s, and no snapshot store to fetch it from: set store.url of its agent", id)
+	}
+	defer s.host.garbage.mark() // the base, after an error
+	snap, _, release, err = s.host.archive.Fetch(ctx, string(s.journal.Team), string(s.id), s.journal.Checkpoints[i].Stored.Key)
+	if err != nil {
+		return nil, nil, fmt.Errorf("checkpoint %s: %w", id, err)
+	}
+	if snap.ID != string(id) {
+		release()
+		return nil, nil, wrenn.Errorf(wrenn.FailedPrecondition, "what is stored of checkpoint %s is of another one", id)
+	}
+	return snap, release, nil
 }
 
 // upload makes one attempt to store a snapshot.
@@ -112,7 +219,7 @@ func (s *Sandbox) store(ctx context.Context, id string) (sent int64, err error) 
 func (h *host) StoreStats() StoreStats {
 	stats := h.uploads.stats()
 	for _, s := range h.registry.all() {
-		if s.unstored() != "" {
+		if s.unstored() != "" || s.unstoredCheckpoint() != "" {
 			stats.Waiting++
 			stats.Oldest = max(stats.Oldest, time.Since(s.Info().LastActiveAt))
 		}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -250,4 +251,77 @@ func TestHold(t *testing.T) {
 	must(t, sb.Destroy(t.Context()))
 	use(copied)
 	must(t, copied.Destroy(t.Context()))
+}
+
+// TestCheckpointsOnAnotherHost: checkpoints are stored, also of a sandbox that runs, and
+// come with it to another host, which fetches them when they are used.
+func TestCheckpointsOnAnotherHost(t *testing.T) {
+	s := newObjects(t)
+	a, spec := storedLab(t, s)
+	a.cfg.Adopt = true
+	m := a.open(t)
+	must(t, m.Warm(t.Context(), small))
+	sb := ensure(t, m, spec)
+	must(t, a.mark(t.Context(), sb, 'x'))
+	first, err := sb.Checkpoint(t.Context(), "first", "")
+	must(t, err)
+	gone, err := sb.Checkpoint(t.Context(), "gone", "")
+	must(t, err)
+	must(t, a.mark(t.Context(), sb, 'y'))
+	stop := running(t, m)
+	isStored := func(of *Sandbox, want int) {
+		t.Helper()
+		testkit.WaitUntil(t, "the checkpoints are stored", func() bool {
+			list, _ := of.Checkpoints()
+			return len(list) == want && !slices.ContainsFunc(list, func(c wrenn.Checkpoint) bool { return c.Stored.Key == "" })
+		})
+	}
+	isStored(sb, 2)
+	must(t, sb.Pause(t.Context()))
+	waitStored(t, sb)
+	must(t, sb.DeleteCheckpoint(t.Context(), gone.ID)) // what is stored has it
+	testkit.WaitUntil(t, "it is stored without that", func() bool {
+		return sb.Info().Stored.Key != "" && m.StoreStats().Waiting == 0
+	})
+	stored := waitStored(t, sb)
+	stop()
+
+	b, _ := storedLab(t, s)
+	other := b.open(t)
+	t.Cleanup(other.Close)
+	got, err := other.Fetch(t.Context(), sb.ID(), team, stored.Key)
+	must(t, err)
+	destroyLater(t, got)
+	if list, head := got.Checkpoints(); len(list) != 1 || list[0].ID != first.ID || head != first.ID {
+		t.Errorf("the sandbox came with %+v, %s", list, head)
+	}
+	must(t, got.Resume(t.Context()))
+	b.wantMark(t, got, 'y')
+	must(t, got.RestoreCheckpoint(t.Context(), first.ID))
+	wantAlive(t, got)
+	b.wantMark(t, got, 'x')
+	copies, err := got.ForkBy(t.Context(), wrenn.ForkSpec{IDs: []wrenn.SandboxID{wrenn.NewSandboxID()}, Checkpoint: first.ID})
+	must(t, err)
+	must(t, copies[0].Err)
+	b.wantMark(t, copies[0].Sandbox, 'x')
+	must(t, copies[0].Sandbox.Destroy(t.Context()))
+	must(t, sb.Destroy(t.Context()))
+	m.Close()
+}
+
+// TestCheckpointThatIsDamaged does not keep its sandbox from being stored.
+func TestCheckpointThatIsDamaged(t *testing.T) {
+	l, spec := storedLab(t, newObjects(t))
+	m := l.open(t)
+	t.Cleanup(m.Close)
+	sb := ensure(t, m, spec)
+	_, err := sb.Checkpoint(t.Context(), "first", "")
+	must(t, err)
+	must(t, os.Remove(filepath.Join(l.cfg.StateDir, "snapshots", "first", "snapshot.json")))
+	must(t, sb.Pause(t.Context()))
+	running(t, m)
+	waitStored(t, sb)
+	if list, _ := sb.Checkpoints(); len(list) != 1 || list[0].Stored.Key != "" {
+		t.Errorf("%+v", list)
+	}
 }

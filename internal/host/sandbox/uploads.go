@@ -31,10 +31,11 @@ type uploads struct {
 
 	mu        sync.Mutex // guards what follows
 	tries     map[string]*upload
-	forbidden map[string]int // see forbid
-	done      uint64         // uploads
-	sent      uint64         // bytes of them
-	fails     uint64         // attempts
+	forbidden map[string]int  // see forbid
+	damaged   map[string]bool // checkpoints that cannot be stored, by their ids
+	done      uint64          // uploads
+	sent      uint64          // bytes of them
+	fails     uint64          // attempts
 }
 
 // upload is the upload of one snapshot, as far as it is not done.
@@ -47,7 +48,7 @@ type upload struct {
 }
 
 func newUploads() uploads {
-	return uploads{wake: wake.New(), tries: map[string]*upload{}, forbidden: map[string]int{}}
+	return uploads{wake: wake.New(), tries: map[string]*upload{}, forbidden: map[string]int{}, damaged: map[string]bool{}}
 }
 
 // claim returns the attempt that is due for a sandbox or template whose snapshot is to be
@@ -92,6 +93,20 @@ func (u *uploads) stop(id string) {
 	if t := u.tries[id]; t != nil && t.cancel != nil {
 		t.cancel(errResumed)
 	}
+}
+
+// giveUp records that a checkpoint cannot be stored: this agent does not try it again.
+func (u *uploads) giveUp(checkpoint string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.damaged[checkpoint] = true
+}
+
+// givenUp reports whether giveUp was called for a checkpoint.
+func (u *uploads) givenUp(checkpoint string) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.damaged[checkpoint]
 }
 
 // forbid ends the upload of a template that is to be removed, waits for its end, and lets

@@ -162,10 +162,15 @@ func Read(dir string) (*Journal, error) {
 }
 
 // Portable returns the journal of a paused sandbox as another host can use it: without
-// checkpoints and what else only this host has.
+// the checkpoints that are not stored and what else only this host has.
 func (j *Journal) Portable() ([]byte, error) {
 	return j.With(func(j *Journal) {
-		j.Instance, j.Other, j.Stored, j.Checkpoints, j.Head, j.Frozen, j.Held = nil, nil, nil, nil, "", false, false
+		j.Instance, j.Other, j.Stored, j.Frozen, j.Held = nil, nil, nil, false, false
+		for i := len(j.Checkpoints) - 1; i >= 0; i-- {
+			if j.Checkpoints[i].Stored.Key == "" {
+				j.DeleteCheckpoint(i)
+			}
+		}
 	}).encode()
 }
 
