@@ -148,9 +148,6 @@ func buildOf(g *wrenn.Build) oapi.Generation {
 	if g.SizeBytes > 0 {
 		out.SizeBytes = &g.SizeBytes
 	}
-	if g.Stored.Key != "" {
-		out.StoredAt = new(g.Stored.At.UTC())
-	}
 	return out
 }
 
