@@ -135,6 +135,7 @@ type Build struct {
 	ReadyCmd   string    `json:"ready_cmd,omitempty"`
 	SizeBytes  int64     `json:"size_bytes,omitempty"` // on its host's disk, including what it shares with others
 	Digest     string    `json:"digest,omitempty"`     // of the container image
+	StoredAt   time.Time `json:"stored_at,omitzero"`   // set while it is in the snapshot store as well as on its host: since when
 	CreatedAt  time.Time `json:"created_at"`
 	UpdatedAt  time.Time `json:"last_updated"` // when State last changed
 }

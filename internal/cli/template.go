@@ -207,9 +207,17 @@ func templateState(t client.Template) string {
 	case t.Current == nil:
 		return newest
 	case newest == "":
-		return string(t.Current.State)
+		return readyState(t.Current)
 	}
-	return string(t.Current.State) + "; the newest build: " + newest
+	return readyState(t.Current) + "; the newest build: " + newest
+}
+
+// readyState is the state of a build that is used.
+func readyState(g *client.Build) string {
+	if g.StoredAt.IsZero() {
+		return string(g.State)
+	}
+	return string(g.State) + ", stored"
 }
 
 type templateGetCommand struct {

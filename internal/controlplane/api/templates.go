@@ -148,6 +148,9 @@ func buildOf(g *wrenn.Build) oapi.Generation {
 	if g.SizeBytes > 0 {
 		out.SizeBytes = &g.SizeBytes
 	}
+	if g.Stored.Key != "" {
+		out.StoredAt = new(g.Stored.At.UTC())
+	}
 	return out
 }
 

@@ -1228,8 +1228,11 @@ type Generation struct {
 	SizeBytes *int64          `json:"size_bytes,omitempty"`
 	StartCmd  *string         `json:"start_cmd,omitempty"`
 	State     GenerationState `json:"state"`
-	Template  TemplateName    `json:"template"`
-	Vcpus     int             `json:"vcpus"`
+
+	// StoredAt Present while it is in the snapshot store as well as on its host, so that sandboxes of it start on any host: since when.
+	StoredAt *time.Time   `json:"stored_at,omitempty"`
+	Template TemplateName `json:"template"`
+	Vcpus    int          `json:"vcpus"`
 }
 
 // GenerationID An immutable build of a template.
