@@ -20,6 +20,9 @@ import (
 // handshakeTimeout bounds a TLS handshake when the server has no ReadHeaderTimeout.
 const handshakeTimeout = 10 * time.Second
 
+// lingerTime is what net/http gives the answer to a head that is too large.
+const lingerTime = 500 * time.Millisecond
+
 // Guard returns a listener for server.Serve with the connections of l, plain or of
 // tls.NewListener. A client that sends an ambiguous request gets status 400 from
 // net/http, after the answers to its earlier requests, and the connection is closed.
@@ -131,6 +134,7 @@ func (l *listener) handshake(encrypted *tls.Conn) net.Conn {
 type conn struct {
 	net.Conn
 	released atomic.Bool
+	refused  atomic.Bool
 	scanner  scanner // of the reader
 	err      error   // of the scanner; the reader's
 }
@@ -157,12 +161,23 @@ func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	ok, refused := c.scanner.scan(p[:n])
 	if refused != nil {
+		c.refused.Store(true)
 		if c.err = refused; ok > 0 {
 			return ok, nil
 		}
 		return 0, refused
 	}
 	return n, err
+}
+
+// Close closes the connection. The answer to a refused request gets lingerTime to arrive:
+// closing resets a connection whose client has sent more, and its kernel then drops what
+// the program has not read.
+func (c *conn) Close() error {
+	if c.refused.Load() && c.CloseWrite() == nil && c.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
+		_, _ = io.Copy(io.Discard, c.Conn) // until the client closes, or the time is over
+	}
+	return c.Conn.Close()
 }
 
 // ReadFrom sends what r has, by the kernel if it can.
