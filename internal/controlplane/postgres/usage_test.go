@@ -35,6 +35,7 @@ type usageTest struct {
 }
 
 func newUsageTest(t *testing.T) *usageTest {
+	t.Helper()
 	u := &usageTest{url: pgtest.New(t)}
 	u.store = pgtest.Open(t, u.url)
 	u.team = team(t, u.store)

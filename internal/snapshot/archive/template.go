@@ -3,6 +3,7 @@ package archive
 import (
 	"context"
 	"fmt"
+	"maps"
 	"time"
 
 	"wrenn"
@@ -66,9 +67,7 @@ func (a *Archive) noteLayers(ctx context.Context, id string, rec *record) error 
 	if err != nil {
 		return err
 	}
-	for owner, files := range storedOf(first) {
-		known[owner] = files
-	}
+	maps.Copy(known, storedOf(first))
 	return a.writeStored(id, known)
 }
 

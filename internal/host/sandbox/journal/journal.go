@@ -166,8 +166,8 @@ func Read(dir string) (*Journal, error) {
 func (j *Journal) Portable() ([]byte, error) {
 	return j.With(func(j *Journal) {
 		j.Instance, j.Other, j.Stored, j.Frozen, j.Held = nil, nil, nil, false, false
-		for i := len(j.Checkpoints) - 1; i >= 0; i-- {
-			if j.Checkpoints[i].Stored.Key == "" {
+		for i, c := range slices.Backward(j.Checkpoints) {
+			if c.Stored.Key == "" {
 				j.DeleteCheckpoint(i)
 			}
 		}
