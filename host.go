@@ -127,11 +127,16 @@ type ObservedSandbox struct {
 	Stored       Stored        // where a paused sandbox is stored besides
 }
 
-// Stored is where the snapshot of a paused sandbox is in the snapshot store. The zero
-// value is nowhere: it is on its host alone.
+// Stored is where the snapshot of a paused sandbox, a checkpoint or a template is in the
+// snapshot store. The zero value is nowhere: it is on its host alone.
 type Stored struct {
 	At  time.Time `json:"at"` // since when
 	Key string    `json:"key"`
+}
+
+// StoredNow is what was stored at a key just now. The time is as precise as that of rows.
+func StoredNow(key string) Stored {
+	return Stored{At: time.Now().UTC().Truncate(time.Microsecond), Key: key}
 }
 
 // IsTemplate reports whether the key is that of a build of a team.

@@ -53,13 +53,13 @@ type Manifest struct {
 	// Owner owns the copy of a pinned snapshot elsewhere; "" wants none.
 	Owner string `json:"owner,omitempty"`
 	// Copy is where that copy is; zero while there is none. See SetCopy.
-	Copy Copy `json:"copy,omitzero"`
+	Copy wrenn.Stored `json:"copy,omitzero"`
 }
 
-// Copy is a copy of a snapshot elsewhere.
-type Copy struct {
-	Key string    `json:"key"`
-	At  time.Time `json:"at"` // since when
+// Portable returns the manifest without what is true on one host alone.
+func (m Manifest) Portable() Manifest {
+	m.Base, m.Pinned, m.Transient, m.Owner, m.Copy = "", false, false, "", wrenn.Stored{}
+	return m
 }
 
 // File is a file that a snapshot must have.

@@ -65,15 +65,15 @@ type Store struct {
 
 // entry is the state of a snapshot.
 type entry struct {
-	staged bool      // it is being published: its directory may not be there yet
-	pinned bool      // stays without a reference
-	leases int       // Load and Publish without release
-	used   bool      // leased since the last Collect began
-	hashed bool      // hashed, or not to be hashed
-	base   string    // see Manifest
-	owner  string    // see Manifest
-	copied Copy      // see Manifest
-	due    time.Time // when to hash it, at the earliest
+	staged bool         // it is being published: its directory may not be there yet
+	pinned bool         // stays without a reference
+	leases int          // Load and Publish without release
+	used   bool         // leased since the last Collect began
+	hashed bool         // hashed, or not to be hashed
+	base   string       // see Manifest
+	owner  string       // see Manifest
+	copied wrenn.Stored // see Manifest
+	due    time.Time    // when to hash it, at the earliest
 }
 
 // Open returns the store in dir, which it creates if necessary, and removes
@@ -377,7 +377,7 @@ func (s *Store) setPinned(id string, pinned bool, write durable.WriteFunc) error
 
 // SetCopy records that a snapshot has been copied elsewhere. NotFound when there is no
 // such snapshot.
-func (s *Store) SetCopy(id string, c Copy) error {
+func (s *Store) SetCopy(id string, c wrenn.Stored) error {
 	return s.change(id, durable.WriteFile, func(man *Manifest) { man.Copy = c }, func(e *entry) { e.copied = c })
 }
 
@@ -424,10 +424,10 @@ func (s *Store) Revision() uint64 {
 
 // Copies returns where the pinned snapshots that have an owner are copied, by their ids:
 // zero for those that are not.
-func (s *Store) Copies() map[string]Copy {
+func (s *Store) Copies() map[string]wrenn.Stored {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := map[string]Copy{}
+	out := map[string]wrenn.Stored{}
 	for id, e := range s.entries {
 		if e.pinned && e.owner != "" && !e.staged {
 			out[id] = e.copied

@@ -98,11 +98,7 @@ func (s *Sandbox) RestoreCheckpoint(ctx context.Context, id wrenn.CheckpointID) 
 // restorePaused changes what the sandbox will continue from.
 func (s locked) restorePaused(ctx context.Context, id wrenn.CheckpointID) error {
 	return s.perform(ctx, operation{name: "restore"}, func(ctx context.Context, _ *rollback.Stack) error {
-		snap, release, err := s.loadCheckpoint(ctx, id)
-		if err != nil {
-			return err
-		}
-		from, err := s.host.loadedSource(snap, release) // if it is whole
+		from, err := s.checkpointSource(ctx, id)
 		if err != nil {
 			return err
 		}
@@ -119,11 +115,7 @@ func (s locked) restoreRunning(ctx context.Context, id wrenn.CheckpointID) error
 	}
 	op := operation{name: "restore", trace: "restore", back: StatusRunning, to: StatusRunning}
 	err := s.perform(ctx, op, func(ctx context.Context, undo *rollback.Stack) error {
-		snap, release, err := s.loadCheckpoint(ctx, id)
-		if err != nil {
-			return err
-		}
-		from, err := s.host.loadedSource(snap, release)
+		from, err := s.checkpointSource(ctx, id)
 		if err != nil {
 			return err
 		}

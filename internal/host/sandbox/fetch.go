@@ -60,7 +60,7 @@ func (m *Manager) adoptFetched(ctx context.Context, j *journal.Journal, dir, key
 	err := m.cfg.Hook.At("fetched: directory made")
 	if err == nil {
 		err = j.Commit(durable.WriteFile, func(j *journal.Journal) {
-			j.Stored = &journal.Stored{Snapshot: j.Snapshot, At: storedNow(), Key: key}
+			j.Stored = &journal.Stored{Snapshot: j.Snapshot, Stored: wrenn.StoredNow(key)}
 		})
 	}
 	if err != nil {

@@ -81,7 +81,7 @@ func (r *record) stored() wrenn.Stored {
 	if j == nil || j.Stored == nil || j.Stored.Snapshot != j.Snapshot {
 		return wrenn.Stored{}
 	}
-	return wrenn.Stored{At: j.Stored.At, Key: j.Stored.Key}
+	return j.Stored.Stored
 }
 
 // checkpoints returns those of the journal. It is safe without the operation lock.

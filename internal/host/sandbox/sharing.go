@@ -3,13 +3,13 @@ package sandbox
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"wrenn"
-	"wrenn/internal/snapshot"
 )
 
 // uploadNiceness is the priority of the threads that compare and compress: guests
@@ -27,11 +27,8 @@ func (h *host) lowerPriority(ctx context.Context) {
 	}
 }
 
-// storedNow is the present time, as precise as rows are.
-func storedNow() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }
-
 // unstoredTemplate returns the id of a template that is to be stored, "" if it is.
-func unstoredTemplate(id string, c snapshot.Copy) string {
+func unstoredTemplate(id string, c wrenn.Stored) string {
 	if c.Key != "" {
 		return ""
 	}
@@ -39,14 +36,13 @@ func unstoredTemplate(id string, c snapshot.Copy) string {
 }
 
 // uploadTemplate makes one attempt to store a template.
-func (h *host) uploadTemplate(ctx context.Context, u *upload) {
-	h.lowerPriority(ctx)
-	sent, err := h.storeTemplate(ctx, u.snapshot)
-	canceled := ctx.Err() != nil || wrenn.CodeOf(err) == wrenn.NotFound // it was removed
+func (h *host) uploadTemplate(ctx context.Context, id string) (sent int64, canceled bool, err error) {
+	sent, err = h.storeTemplate(ctx, id)
+	canceled = ctx.Err() != nil || wrenn.CodeOf(err) == wrenn.NotFound // it was removed
 	if err != nil && !canceled {
-		h.logError(ctx, slog.LevelWarn, "template cannot be stored; will retry", err, slog.String("build", u.snapshot))
+		h.logError(ctx, slog.LevelWarn, "template cannot be stored; will retry", err, slog.String("build", id))
 	}
-	h.uploads.finish(u.snapshot, u, sent, err, canceled)
+	return sent, canceled, err
 }
 
 // storeTemplate stores a template and notes that in its manifest. It returns how many
@@ -63,7 +59,7 @@ func (h *host) storeTemplate(ctx context.Context, id string) (sent int64, err er
 	if err := h.cfg.Hook.At("template stored"); err != nil {
 		return 0, err
 	}
-	if err := h.snapshots.SetCopy(id, snapshot.Copy{Key: stored.Key, At: storedNow()}); err != nil {
+	if err := h.snapshots.SetCopy(id, wrenn.StoredNow(stored.Key)); err != nil {
 		return 0, err
 	}
 	h.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "template stored", slog.String("build", id), slog.Int64("bytes", stored.Bytes))
@@ -72,12 +68,8 @@ func (h *host) storeTemplate(ctx context.Context, id string) (sent int64, err er
 
 // StoredSnapshots returns where the snapshots of KeptSnapshots are stored, of those that are.
 func (h *host) StoredSnapshots() map[string]wrenn.Stored {
-	out := map[string]wrenn.Stored{}
-	for id, c := range h.snapshots.Copies() {
-		if c.Key != "" {
-			out[id] = wrenn.Stored{At: c.At, Key: c.Key}
-		}
-	}
+	out := h.snapshots.Copies()
+	maps.DeleteFunc(out, func(_ string, c wrenn.Stored) bool { return c.Key == "" })
 	return out
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"wrenn"
+	"wrenn/internal/host/sandbox/instance"
 	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/snapshot"
 	"wrenn/internal/telemetry"
@@ -55,11 +56,15 @@ func (h *host) runUploads(ctx context.Context) {
 	defer work.Wait()
 	for {
 		wait := storeLook
-		begin := func(ctx context.Context, id, snapshot string, upload func(context.Context, *upload)) {
+		begin := func(ctx context.Context, id, snapshot string, upload uploadFunc) {
 			attempt, left, u := h.uploads.claim(ctx, id, snapshot)
 			switch {
 			case u != nil:
-				work.Go(func() { upload(attempt, u) })
+				work.Go(func() {
+					h.lowerPriority(attempt)
+					sent, canceled, err := upload(attempt, snapshot)
+					h.uploads.finish(id, u, sent, err, canceled)
+				})
 			case left > 0:
 				wait = min(wait, left)
 			}
@@ -67,7 +72,7 @@ func (h *host) runUploads(ctx context.Context) {
 		for _, s := range h.registry.all() {
 			ctx := telemetry.WithSandbox(ctx, s.id)
 			begin(ctx, string(s.id), s.unstored(), s.upload)
-			begin(ctx, s.checkpointsID(), s.unstoredCheckpoint(), s.uploadCheckpoint)
+			begin(ctx, string(s.id)+"/checkpoints", s.unstoredCheckpoint(), s.uploadCheckpoint) // one at a time
 		}
 		for id, c := range h.snapshots.Copies() {
 			begin(ctx, id, unstoredTemplate(id, c), h.uploadTemplate)
@@ -84,24 +89,22 @@ func (h *host) runUploads(ctx context.Context) {
 	}
 }
 
-// checkpointsID names the uploads of the sandbox's checkpoints, of which one is at work
-// at a time.
-func (s *Sandbox) checkpointsID() string { return string(s.id) + "/checkpoints" }
+// uploadFunc makes one attempt to store a snapshot. It logs an error, unless it was canceled.
+type uploadFunc func(ctx context.Context, snapshot string) (sent int64, canceled bool, err error)
 
 // uploadCheckpoint makes one attempt to store a checkpoint.
-func (s *Sandbox) uploadCheckpoint(ctx context.Context, u *upload) {
-	s.host.lowerPriority(ctx)
+func (s *Sandbox) uploadCheckpoint(ctx context.Context, id string) (sent int64, canceled bool, err error) {
 	ctx, done := s.cancel.context(ctx)
-	sent, err := s.storeCheckpoint(ctx, wrenn.CheckpointID(u.snapshot))
-	canceled := ctx.Err() != nil || errors.Is(err, errRemoved)
+	sent, err = s.storeCheckpoint(ctx, wrenn.CheckpointID(id))
+	canceled = ctx.Err() != nil || errors.Is(err, errRemoved)
 	done()
 	if err != nil && !canceled {
-		s.logError(ctx, slog.LevelWarn, "checkpoint cannot be stored; will retry", fmt.Errorf("%s: %w", u.snapshot, err))
-		if wrenn.CodeOf(err) == wrenn.FailedPrecondition && !s.host.snapshotUsable(ctx, u.snapshot) {
-			s.host.uploads.giveUp(u.snapshot)
+		s.logError(ctx, slog.LevelWarn, "checkpoint cannot be stored; will retry", fmt.Errorf("%s: %w", id, err))
+		if wrenn.CodeOf(err) == wrenn.FailedPrecondition && !s.host.snapshotUsable(ctx, id) {
+			s.host.uploads.giveUp(id)
 		}
 	}
-	s.host.uploads.finish(s.checkpointsID(), u, sent, err, canceled)
+	return sent, canceled, err
 }
 
 // snapshotUsable reports whether this host has the snapshot undamaged.
@@ -134,13 +137,23 @@ func (s *Sandbox) storeCheckpoint(ctx context.Context, id wrenn.CheckpointID) (s
 	}
 	err = s.journal.commit("checkpoint stored", func(j *journal.Journal) {
 		j.Checkpoints = slices.Clone(j.Checkpoints)
-		j.Checkpoints[i].Stored = wrenn.Stored{At: storedNow(), Key: stored.Key}
+		j.Checkpoints[i].Stored = wrenn.StoredNow(stored.Key)
 	})
 	if err != nil {
 		return 0, err
 	}
 	s.log(ctx, slog.LevelInfo, "checkpoint stored", slog.String("checkpoint", string(id)), slog.Int64("bytes", stored.Bytes))
 	return stored.Bytes, nil
+}
+
+// checkpointSource is the source of a machine that continues from a checkpoint. It fails
+// unless that is whole.
+func (s locked) checkpointSource(ctx context.Context, id wrenn.CheckpointID) (instance.Source, error) {
+	snap, release, err := s.loadCheckpoint(ctx, id)
+	if err != nil {
+		return instance.Source{}, err
+	}
+	return s.host.loadedSource(snap, release)
 }
 
 // loadCheckpoint loads the snapshot of a checkpoint, and leases it. One that this host
@@ -166,17 +179,16 @@ func (s locked) loadCheckpoint(ctx context.Context, id wrenn.CheckpointID) (*sna
 	return snap, release, nil
 }
 
-// upload makes one attempt to store a snapshot.
-func (s *Sandbox) upload(ctx context.Context, u *upload) {
-	s.host.lowerPriority(ctx)
+// upload makes one attempt to store a snapshot of the paused sandbox.
+func (s *Sandbox) upload(ctx context.Context, id string) (sent int64, canceled bool, err error) {
 	ctx, done := s.cancel.context(ctx)
-	sent, err := s.store(ctx, u.snapshot)
-	canceled := ctx.Err() != nil
+	sent, err = s.store(ctx, id)
+	canceled = ctx.Err() != nil
 	done()
 	if err != nil && !canceled {
 		s.logError(ctx, slog.LevelWarn, "paused sandbox cannot be stored; will retry", err)
 	}
-	s.host.uploads.finish(string(s.id), u, sent, err, canceled)
+	return sent, canceled, err
 }
 
 // store stores a snapshot of the paused sandbox and writes that to the journal, unless
@@ -203,7 +215,7 @@ func (s *Sandbox) store(ctx context.Context, id string) (sent int64, err error) 
 		return 0, errResumed
 	}
 	err = s.journal.commit("stored", func(j *journal.Journal) {
-		j.Stored = &journal.Stored{Snapshot: id, At: storedNow(), Key: stored.Key}
+		j.Stored = &journal.Stored{Snapshot: id, Stored: wrenn.StoredNow(stored.Key)}
 	})
 	if err != nil {
 		return 0, err

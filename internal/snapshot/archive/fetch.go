@@ -29,9 +29,7 @@ func (a *Archive) Fetch(ctx context.Context, owner, sandbox, key string) (_ *sna
 		return snap, rec.State, release, err
 	}
 	f := &fetch{Archive: a, rec: rec}
-	man := rec.Snapshot
-	man.Base, man.Pinned, man.Transient, man.Owner, man.Copy = "", false, false, "", snapshot.Copy{}
-	snap, release, err := f.run(ctx, man)
+	snap, release, err := f.run(ctx, rec.Snapshot.Portable())
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("fetch snapshot %s: %w", rec.Snapshot.ID, err)
 	}
@@ -109,8 +107,8 @@ func (f *fetch) base(ctx context.Context) (*baseFiles, func(), error) {
 	if snap, release := f.find(ctx, first); snap != nil {
 		return &baseFiles{snap, first}, release, nil
 	}
-	man := f.rec.Snapshot
-	man.ID, man.Base, man.Metadata, man.Pinned, man.Transient, man.Owner, man.Copy = baseID(first), "", nil, false, false, "", snapshot.Copy{}
+	man := f.rec.Snapshot.Portable()
+	man.ID, man.Metadata = baseID(first), nil
 	snap, release, err := f.publish(ctx, man, func(staged *snapshot.Staged) error {
 		for _, file := range f.rec.Files {
 			if ref, ok := first[file.Path]; ok {

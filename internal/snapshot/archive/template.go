@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"time"
 
 	"wrenn"
 	"wrenn/internal/snapshot"
@@ -14,11 +13,7 @@ import (
 // that id. What differs from the snapshot's base is stored for this template alone. It
 // may be repeated, as Upload.
 func (a *Archive) UploadTemplate(ctx context.Context, owner, id string) (Stored, error) {
-	sent, err := a.upload(ctx, subject{owner: owner, template: id}, id, nil)
-	if err != nil {
-		return Stored{}, err
-	}
-	rec, err := a.record(ctx, subject{owner: owner, template: id}, sent.Key)
+	sent, rec, err := a.upload(ctx, subject{owner: owner, template: id}, id, nil)
 	if err != nil {
 		return Stored{}, err
 	}
@@ -32,9 +27,8 @@ func (a *Archive) FetchTemplate(ctx context.Context, owner, id, key string) erro
 	if err != nil {
 		return err
 	}
-	man := rec.Snapshot
-	man.Base, man.Pinned, man.Transient, man.Owner = "", true, false, owner
-	man.Copy = snapshot.Copy{Key: key, At: time.Now().UTC().Truncate(time.Microsecond)}
+	man := rec.Snapshot.Portable()
+	man.Pinned, man.Owner, man.Copy = true, owner, wrenn.StoredNow(key)
 	f := &fetch{Archive: a, rec: rec}
 	_, release, err := f.run(ctx, man)
 	if err != nil {

@@ -58,7 +58,7 @@ func TestTemplate(t *testing.T) {
 	a.publish(whole, templateManifest("t1", ""))
 	a.publish(derived, templateManifest("t2", "t1"))
 	a.publish(paused, snapshot.Manifest{ID: "s1", Base: "t1"})
-	if diff := cmp.Diff(map[string]snapshot.Copy{"t1": {}, "t2": {}}, a.Snapshots.Copies()); diff != "" {
+	if diff := cmp.Diff(map[string]wrenn.Stored{"t1": {}, "t2": {}}, a.Snapshots.Copies()); diff != "" {
 		t.Error(diff)
 	}
 	one, two, again := a.uploadTemplate("t1"), a.uploadTemplate("t2"), a.uploadTemplate("t1")

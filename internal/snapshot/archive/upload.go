@@ -43,39 +43,40 @@ type Stored struct {
 // owner is a team's id. An upload that was interrupted is repeated by calling Upload
 // again; layers that the store has are not sent twice.
 func (a *Archive) Upload(ctx context.Context, owner, sandbox, id string, state []byte) (Stored, error) {
-	return a.upload(ctx, subject{owner: owner, sandbox: sandbox}, id, state)
+	sent, _, err := a.upload(ctx, subject{owner: owner, sandbox: sandbox}, id, state)
+	return sent, err
 }
 
-func (a *Archive) upload(ctx context.Context, of subject, id string, state []byte) (Stored, error) {
+// upload is Upload for any subject. It also returns the record that is stored.
+func (a *Archive) upload(ctx context.Context, of subject, id string, state []byte) (Stored, *record, error) {
 	if !isOwner(of.owner) {
-		return Stored{}, wrenn.Errorf(wrenn.Invalid, "%.80q cannot own a stored snapshot", of.owner)
+		return Stored{}, nil, wrenn.Errorf(wrenn.Invalid, "%.80q cannot own a stored snapshot", of.owner)
 	}
 	snap, release, err := a.Snapshots.Load(ctx, id)
 	if err != nil {
-		return Stored{}, err
+		return Stored{}, nil, err
 	}
 	defer release()
 	u := &upload{Archive: a, subject: of}
 	base, releaseBase, err := u.base(ctx, snap.Base)
 	if err != nil {
-		return Stored{}, err
+		return Stored{}, nil, err
 	}
 	defer releaseBase()
-	rec := record{Format: format, Owner: of.owner, Sandbox: of.sandbox, Template: of.template, Snapshot: snap.Manifest, State: state}
-	rec.Snapshot.Base, rec.Snapshot.Pinned, rec.Snapshot.Owner, rec.Snapshot.Copy = "", false, "", snapshot.Copy{}
+	rec := &record{Format: format, Owner: of.owner, Sandbox: of.sandbox, Template: of.template, Snapshot: snap.Portable(), State: state}
 	for _, f := range snap.Files {
 		stored, err := u.file(ctx, snap, f, base)
 		if err != nil {
-			return Stored{}, fmt.Errorf("store %s of snapshot %s: %w", f.Path, id, err)
+			return Stored{}, nil, fmt.Errorf("store %s of snapshot %s: %w", f.Path, id, err)
 		}
 		rec.Files = append(rec.Files, stored)
 	}
 	text, err := json.Marshal(rec)
 	if err != nil {
-		return Stored{}, err
+		return Stored{}, nil, err
 	}
 	key := of.keyOf(id, text)
-	return Stored{key, u.sent + int64(len(text))}, a.Objects.Put(ctx, key, bytes.NewReader(text), int64(len(text)), false)
+	return Stored{key, u.sent + int64(len(text))}, rec, a.Objects.Put(ctx, key, bytes.NewReader(text), int64(len(text)), false)
 }
 
 // upload is one call of Upload.

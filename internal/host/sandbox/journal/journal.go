@@ -115,9 +115,8 @@ type Instance struct {
 
 // Stored is a snapshot in the snapshot store.
 type Stored struct {
-	Snapshot string    `json:"snapshot"`
-	At       time.Time `json:"at"`
-	Key      string    `json:"key"`
+	Snapshot string `json:"snapshot"`
+	wrenn.Stored
 }
 
 // Verdict is how a sandbox ended that was not destroyed.
