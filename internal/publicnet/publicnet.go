@@ -4,6 +4,7 @@
 package publicnet
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -56,6 +57,21 @@ func IsClosed(addr netip.Addr) bool {
 	addr = addr.Unmap().WithZone("")
 	in := func(p netip.Prefix) bool { return p.Contains(addr) }
 	return slices.ContainsFunc(Reserved, in) || slices.ContainsFunc(CloudHosts, in) || slices.ContainsFunc(closed6, in)
+}
+
+// IsPublic reports whether addr may be dialed for a user: it is not closed, in none of
+// the networks that the operator closed besides, and no address of this machine. It fails when
+// those cannot be read.
+func IsPublic(addr netip.Addr, closed []netip.Prefix) (bool, error) {
+	addr = addr.Unmap().WithZone("")
+	if IsClosed(addr) || slices.ContainsFunc(closed, func(p netip.Prefix) bool { return p.Contains(addr) }) {
+		return false, nil
+	}
+	own, err := IsOwn(addr)
+	if err != nil {
+		return false, fmt.Errorf("addresses of this machine: %w", err)
+	}
+	return !own, nil
 }
 
 // IsOwn reports whether addr is an address of this machine, which may be public. It

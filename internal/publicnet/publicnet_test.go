@@ -19,6 +19,15 @@ func TestIsClosed(t *testing.T) {
 	}
 }
 
+func TestIsPublic(t *testing.T) {
+	closed := []netip.Prefix{netip.MustParsePrefix("8.8.8.0/24")}
+	for addr, want := range map[string]bool{"1.1.1.1": true, "8.8.8.8": false, "::ffff:8.8.8.8": false, "10.0.0.1": false, "127.0.0.1": false} {
+		if got, err := publicnet.IsPublic(netip.MustParseAddr(addr), closed); err != nil || got != want {
+			t.Errorf("IsPublic(%s) = %t, %v", addr, got, err)
+		}
+	}
+}
+
 func TestIsOwn(t *testing.T) {
 	for addr, want := range map[string]bool{"127.0.0.1": true, "::ffff:127.0.0.1": true, "8.8.8.8": false} {
 		if got, err := publicnet.IsOwn(netip.MustParseAddr(addr)); err != nil || got != want {

@@ -7,6 +7,7 @@
 package webhook
 
 import (
+	"bytes"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -113,21 +114,14 @@ func (s *Sender) control(_ context.Context, _, address string, _ syscall.RawConn
 
 func (s *Sender) check(ip netip.Addr) error {
 	ip = ip.Unmap().WithZone("")
-	in := func(p netip.Prefix) bool { return p.Contains(ip) }
-	if slices.ContainsFunc(s.cfg.Allow, in) {
+	if slices.ContainsFunc(s.cfg.Allow, func(p netip.Prefix) bool { return p.Contains(ip) }) {
 		return nil
 	}
-	if publicnet.IsClosed(ip) || slices.ContainsFunc(s.cfg.Deny, in) {
-		return errNotPublic
+	public, err := publicnet.IsPublic(ip, s.cfg.Deny)
+	if err == nil && !public {
+		err = errNotPublic
 	}
-	own, err := publicnet.IsOwn(ip)
-	if err != nil {
-		return fmt.Errorf("addresses of this machine: %w", err)
-	}
-	if own {
-		return errNotPublic
-	}
-	return nil
+	return err
 }
 
 // NewSecret returns a random secret, as receivers get it.
@@ -182,7 +176,7 @@ func request(ctx context.Context, m Message) (*http.Request, error) {
 	if err != nil {
 		return nil, errors.New("the secret is not base64") // without repeating it
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, m.URL, strings.NewReader(string(m.Body)))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, m.URL, bytes.NewReader(m.Body))
 	if err != nil {
 		return nil, err
 	}

@@ -123,14 +123,11 @@ func onlyPublic(closed []netip.Prefix) func(context.Context, string, string, sys
 		if err != nil {
 			return fmt.Errorf("address of a registry: %w", err)
 		}
-		ip := at.Addr().Unmap()
-		isClosed := publicnet.IsClosed(ip) || slices.ContainsFunc(closed, func(p netip.Prefix) bool { return p.Contains(ip) })
-		if !isClosed {
-			if isClosed, err = publicnet.IsOwn(ip); err != nil {
-				return fmt.Errorf("addresses of this machine: %w", err)
-			}
+		public, err := publicnet.IsPublic(at.Addr(), closed)
+		if err != nil {
+			return err
 		}
-		if isClosed {
+		if !public {
 			return wrenn.Errorf(wrenn.PermissionDenied, "the registry has, or redirects to, an address that is not public: to allow it, name the registry in templates.registries of the host's agent")
 		}
 		return nil
