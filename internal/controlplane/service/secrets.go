@@ -177,27 +177,41 @@ func (s *Secrets) runReseal(ctx context.Context) error {
 // reseal returns how many secrets were encrypted again, and how many have a key that
 // is not here.
 func (s *Secrets) reseal(ctx context.Context) (changed, failed int, err error) {
-	for after := wrenn.SecretID(""); ; {
-		page, err := s.store.SecretsOfOtherKeys(ctx, s.vault.KeyID(), after, resealPage)
-		if err != nil || len(page) == 0 {
+	page := func(after postgres.Sealed) ([]postgres.Sealed, error) {
+		return s.store.SecretsOfOtherKeys(ctx, s.vault.KeyID(), after.ID, resealPage)
+	}
+	return resealEach(page, func(old postgres.Sealed) (known bool, err error) {
+		value, err := s.vault.Open(belongsTo(old.Team, old.ID), old.Value)
+		if err != nil {
+			return false, nil //nolint:nilerr // counted: its key is not here
+		}
+		sealed, err := s.seal(old.Team, old.ID, value)
+		if err != nil {
+			return true, err
+		}
+		sealed.Version = old.Version
+		return true, s.store.ResealSecret(ctx, sealed)
+	})
+}
+
+// resealEach calls again for everything that page returns, which continues after what it
+// gets, until that is nothing. It counts what was encrypted again, and that whose key is not known.
+func resealEach[T any](page func(after T) ([]T, error), again func(T) (known bool, err error)) (changed, failed int, err error) {
+	var last T
+	for {
+		all, err := page(last)
+		if err != nil || len(all) == 0 {
 			return changed, failed, err
 		}
-		for _, old := range page {
-			after = old.ID
-			value, err := s.vault.Open(belongsTo(old.Team, old.ID), old.Value)
-			if err != nil {
+		for _, last = range all {
+			switch known, err := again(last); {
+			case err != nil:
+				return changed, failed, err
+			case known:
+				changed++
+			default:
 				failed++
-				continue
 			}
-			sealed, err := s.seal(old.Team, old.ID, value)
-			if err != nil {
-				return changed, failed, err
-			}
-			sealed.Version = old.Version
-			if err := s.store.ResealSecret(ctx, sealed); err != nil {
-				return changed, failed, err
-			}
-			changed++
 		}
 	}
 }

@@ -171,26 +171,18 @@ func (s *Webhooks) send(ctx context.Context, d postgres.ClaimedDelivery) webhook
 
 // resealWebhooks is reseal for the secrets of webhooks.
 func (s *Secrets) resealWebhooks(ctx context.Context) (changed, failed int, err error) {
-	for after := wrenn.WebhookID(""); ; {
-		page, err := s.store.WebhooksOfOtherKeys(ctx, s.vault.KeyID(), after, resealPage)
-		if err != nil || len(page) == 0 {
-			return changed, failed, err
-		}
-		for _, old := range page {
-			after = old.ID
-			secret, err := s.vault.Open(webhookBelongsTo(old.Team, old.ID), old.Sealed)
-			if err != nil {
-				failed++
-				continue
-			}
-			sealed, err := s.sealWebhook(old.Team, old.ID, secret)
-			if err != nil {
-				return changed, failed, err
-			}
-			if err := s.store.ResealWebhook(ctx, sealed); err != nil {
-				return changed, failed, err
-			}
-			changed++
-		}
+	page := func(after postgres.SealedWebhook) ([]postgres.SealedWebhook, error) {
+		return s.store.WebhooksOfOtherKeys(ctx, s.vault.KeyID(), after.ID, resealPage)
 	}
+	return resealEach(page, func(old postgres.SealedWebhook) (known bool, err error) {
+		secret, err := s.vault.Open(webhookBelongsTo(old.Team, old.ID), old.Sealed)
+		if err != nil {
+			return false, nil //nolint:nilerr // counted: its key is not here
+		}
+		sealed, err := s.sealWebhook(old.Team, old.ID, secret)
+		if err != nil {
+			return true, err
+		}
+		return true, s.store.ResealWebhook(ctx, sealed)
+	})
 }
