@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"wrenn/internal/host/inpod"
 	"wrenn/internal/host/member"
+	"wrenn/internal/hostjoin"
 	"wrenn/internal/parts"
 )
 
@@ -25,8 +25,6 @@ type inPodCommand struct {
 	Config       string `type:"path" placeholder:"FILE" help:"The configuration; it is copied to the state directory."`
 	HostPID      int    `name:"host-pid" default:"1" help:"A process in the host's mount namespace."`
 }
-
-const maxTokenFile = 64 << 10
 
 // Run joins and becomes the agent, outside of the pod. It returns only an error.
 func (c *inPodCommand) Run(ctx context.Context, line *commandLine, std streams) error {
@@ -58,7 +56,7 @@ func (c *inPodCommand) Run(ctx context.Context, line *commandLine, std streams) 
 }
 
 func (c *inPodCommand) join(ctx context.Context, state string) error {
-	token, err := readToken(c.TokenFile)
+	token, err := hostjoin.ReadToken(c.TokenFile)
 	if err != nil {
 		return err
 	}
@@ -66,16 +64,6 @@ func (c *inPodCommand) join(ctx context.Context, state string) error {
 		StateDir: state, ControlPlane: c.ControlPlane, Token: token, Name: c.Name, Listen: c.Listen, URL: c.URL, CA: c.CA,
 	}.Do(ctx)
 	return err
-}
-
-func readToken(name string) (string, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return "", fmt.Errorf("token: %w", err)
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxTokenFile))
-	return strings.TrimSpace(string(text)), err
 }
 
 // copyAgent copies this program and those of guests to the state directory.

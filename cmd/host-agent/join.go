@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"wrenn/internal/host/member"
+	"wrenn/internal/hostjoin"
 	"wrenn/internal/run"
 )
 
@@ -25,7 +26,7 @@ func (c *joinCommand) Run(ctx context.Context, line *commandLine, std streams) e
 		return fmt.Errorf("%w: give the token, or --token-file", run.ErrUsage)
 	}
 	if c.TokenFile != "" {
-		token, err := readToken(c.TokenFile)
+		token, err := hostjoin.ReadToken(c.TokenFile)
 		if err != nil {
 			return err
 		}

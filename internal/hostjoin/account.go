@@ -3,6 +3,9 @@ package hostjoin
 import (
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
+	"io"
+	"os"
 	"regexp"
 	"strings"
 
@@ -35,6 +38,24 @@ func NewNode(name, uid string) (Node, error) {
 // Kubernetes, and not like a Token.
 func IsAccountToken(text string) bool {
 	return strings.HasPrefix(text, "eyJ") && strings.Count(text, ".") == 2
+}
+
+// maxTokenFile bounds what is read of a file with a token, in bytes.
+const maxTokenFile = 64 << 10
+
+// ReadToken returns the token in a file, such as the one that Kubernetes projects into a
+// pod, without the space around it.
+func ReadToken(file string) (string, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return "", fmt.Errorf("token: %w", err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxTokenFile))
+	if err != nil {
+		return "", fmt.Errorf("token: %w", err)
+	}
+	return strings.TrimSpace(string(text)), nil
 }
 
 // NodeOf returns the node that the token of a service account names. The signature is

@@ -36,7 +36,6 @@ const (
 	callTimeout  = 10 * time.Second
 	maxAnswer    = 1 << 20
 	maxReason    = 300 // characters
-	maxOwnToken  = 64 << 10
 	accountUser  = "system:serviceaccount:"
 	nodeNameInfo = "authentication.kubernetes.io/node-name"
 	nodeUIDInfo  = "authentication.kubernetes.io/node-uid"
@@ -98,7 +97,7 @@ func (c Config) Open(getenv func(string) string) (*Reviewer, error) {
 			TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: trusted}, ForceAttemptHTTP2: true, IdleConnTimeout: time.Minute,
 		}),
 	}
-	_, err = r.token()
+	_, err = hostjoin.ReadToken(r.file)
 	return r, err
 }
 
@@ -112,20 +111,6 @@ func authorities(file string) (*x509.CertPool, error) {
 		return nil, fmt.Errorf("ca: %s holds no certificate in PEM", file)
 	}
 	return pool, nil
-}
-
-// token returns this program's own token, which Kubernetes replaces.
-func (r *Reviewer) token() (string, error) {
-	f, err := os.Open(r.file)
-	if err != nil {
-		return "", fmt.Errorf("token: %w", err)
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxOwnToken))
-	if err != nil {
-		return "", fmt.Errorf("token: %w", err)
-	}
-	return strings.TrimSpace(string(text)), nil
 }
 
 // review is a TokenReview of authentication.k8s.io/v1, as far as it is needed.
@@ -192,7 +177,7 @@ func reason(text string) string {
 func (r *Reviewer) ask(ctx context.Context, token string) (*status, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	own, err := r.token()
+	own, err := hostjoin.ReadToken(r.file) // again, because Kubernetes replaces it
 	if err != nil {
 		return nil, wrenn.Errorf(wrenn.Unavailable, "cannot read the control plane's own service account: %v", err)
 	}
