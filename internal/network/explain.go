@@ -5,7 +5,6 @@ import (
 	"context"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"wrenn"
 	"wrenn/internal/network/egress"
@@ -19,14 +18,14 @@ func (p *Pool) Explain(ctx context.Context, policy wrenn.NetworkPolicy, host str
 		return wrenn.EgressExplanation{}, err
 	}
 	if addr, err := netip.ParseAddr(host); err == nil {
-		return byProxy(policy, p.explainAddress(policy, addr, port)), nil
+		return p.explainAddress(policy, addr, port), nil
 	}
 	byName := policy.DecideName(host, port)
 	if !byName.Allowed && len(byAddress(policy)) == 0 {
 		return deniedName(byName), nil // whatever its addresses are
 	}
 	if policy.Proxy != nil && byName.Allowed && policy.PassesNames() {
-		return byProxy(policy, wrenn.EgressExplanation{Allowed: true, Rule: byName.Rule, Layer: byName.Layer, Reason: "the network policy allows this name"}), nil
+		return wrenn.EgressExplanation{Allowed: true, Rule: byName.Rule, Layer: byName.Layer, Reason: allows(policy, thisName, "")}, nil
 	}
 	addrs, err := egress.Resolve(ctx, p.host.byName.upstream().Exchange, host)
 	if err != nil {
@@ -42,20 +41,26 @@ func (p *Pool) Explain(ctx context.Context, policy wrenn.NetworkPolicy, host str
 		}
 		return e, nil
 	}
-	e := byProxy(policy, p.explainName(policy, host, addrs, port))
+	e := p.explainName(policy, host, addrs, port)
 	if rule, ok := policy.HeaderRule(host, cmp.Or(port, httpsPort)); ok && e.Allowed {
 		e.Reason += "; requests by TLS get the headers of the rule for " + rule.Host.String()
 	}
 	return e, nil
 }
 
-// byProxy adds to what is allowed that it goes through the policy's proxy, if it has one.
-func byProxy(policy wrenn.NetworkPolicy, e wrenn.EgressExplanation) wrenn.EgressExplanation {
-	if policy.Proxy != nil && e.Allowed {
-		allowed, _, _ := strings.Cut(e.Reason, ", by ")
-		e.Reason = allowed + ", by TCP alone and through the egress proxy " + policy.Proxy.String()
+// Parts of reasons.
+const (
+	thisName      = "this name"
+	everyProtocol = "by TCP, UDP and ICMP"
+)
+
+// allows is the reason of what the policy allows: by the protocols, or through the
+// policy's proxy if it has one.
+func allows(policy wrenn.NetworkPolicy, what, protocols string) string {
+	if policy.Proxy != nil {
+		protocols = "by TCP alone and through the egress proxy " + policy.Proxy.String()
 	}
-	return e
+	return "the network policy allows " + what + ", " + protocols
 }
 
 // deniedName explains a name that is denied whatever its addresses are.
@@ -78,9 +83,9 @@ func (p *Pool) explainAddress(policy wrenn.NetworkPolicy, addr netip.Addr, port 
 	e := wrenn.EgressExplanation{Allowed: d.Allowed, Rule: d.Rule, Layer: d.Layer, Addresses: []wrenn.EgressAddress{addressOf(addr, d)}}
 	switch {
 	case d.Allowed && policy.DeniesNames():
-		e.Reason = "the network policy allows this address, by UDP and ICMP, and by TCP unless the connection names a host that is denied"
+		e.Reason = allows(policy, "this address", "by UDP and ICMP, and by TCP unless the connection names a host that is denied")
 	case d.Allowed:
-		e.Reason = "the network policy allows this address, by TCP, UDP and ICMP"
+		e.Reason = allows(policy, "this address", everyProtocol)
 	case policy.NeedsNames():
 		e.Reason = d.Reason("this address") + "; TCP connections to it that name an allowed host lead to that host"
 	default:
@@ -115,9 +120,9 @@ func (p *Pool) explainName(policy wrenn.NetworkPolicy, host string, addrs []neti
 	e.Allowed, e.Rule, e.Layer = decided.Allowed, decided.Rule, decided.Layer
 	switch byName := policy.DecideName(host, port); {
 	case decided.ByName:
-		e.Reason = "the network policy allows this name, by TCP with TLS (SNI) or HTTP/1 (Host)"
+		e.Reason = allows(policy, thisName, "by TCP with TLS (SNI) or HTTP/1 (Host)")
 	case decided.Allowed:
-		e.Reason = "the network policy allows an address of this name, by TCP, UDP and ICMP"
+		e.Reason = allows(policy, "an address of this name", everyProtocol)
 	case byName.Allowed:
 		e.Reason = "this name is allowed, but its addresses are not: " + decided.Reason("them")
 	default:
