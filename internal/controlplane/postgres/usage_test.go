@@ -249,7 +249,7 @@ func TestUsageByDay(t *testing.T) {
 	if id, err := u.store.FindTeam(t.Context(), "other"); id != other || err != nil {
 		t.Errorf("team %q, %v", id, err)
 	}
-	if _, err := u.store.FindTeam(t.Context(), "nobody"); wrenn.CodeOf(err) != wrenn.NotFound {
+	if _, err := u.store.FindTeam(t.Context(), "none"); wrenn.CodeOf(err) != wrenn.NotFound {
 		t.Errorf("a team that does not exist: %v", err)
 	}
 }

@@ -55,7 +55,7 @@ func TestUsageOfTeams(t *testing.T) {
 		want   wrenn.Code
 	}{
 		"no operator": {service.Caller{Team: other.Team, Key: "k", Scopes: wrenn.AllScopes}, service.UsageQuery{Team: "team"}, wrenn.PermissionDenied},
-		"no team":     {operator, service.UsageQuery{Team: "nobody"}, wrenn.NotFound},
+		"no team":     {operator, service.UsageQuery{Team: "none"}, wrenn.NotFound},
 		"no step":     {operator, service.UsageQuery{Step: "week"}, wrenn.Invalid},
 		"no time":     {operator, service.UsageQuery{From: now, To: now}, wrenn.Invalid},
 		"too many":    {operator, service.UsageQuery{From: now.Add(-1001 * time.Hour), To: now}, wrenn.Invalid},
