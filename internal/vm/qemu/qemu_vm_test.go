@@ -33,13 +33,14 @@ func TestMain(m *testing.M) {
 	vmtest.Main(m, func() (vm.Driver, error) { return newDriver(context.Background()) })
 }
 
-// newDriver is of the QEMU that WRENN_TEST_QEMU names, or of the installed one.
+// newDriver is of the QEMU that WRENN_TEST_QEMU names, or of the installed one; with
+// WRENN_TEST_KVM=1 it uses KVM.
 func newDriver(ctx context.Context) (*Driver, error) {
 	path, err := exec.LookPath(cmp.Or(os.Getenv("WRENN_TEST_QEMU"), "qemu-system-x86_64"))
 	if err != nil {
 		return nil, err
 	}
-	return New(ctx, Config{Path: path})
+	return New(ctx, Config{Path: path, KVM: os.Getenv("WRENN_TEST_KVM") == "1"})
 }
 
 func testDriver(tb testing.TB) *Driver {
