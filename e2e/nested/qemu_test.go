@@ -20,12 +20,19 @@ const qemuTests = "/qemu.test"
 func TestQEMU(t *testing.T) {
 	runInL1(t, func(root, _ string) l1.Plan {
 		env := append(putGuest(t, root), "WRENN_CI=1", "WRENN_TEST_KVM=1", "WRENN_TEST_QEMU="+putQEMU(t, root))
-		putTests(t, root, map[string]string{qemuTests: "wrenn/internal/vm/qemu"})
-		return l1.Plan{Programs: programs([]run{{"kvm", qemuTests, []string{"-test.run=" + withKVM}}}, env)}
+		putTests(t, root, map[string]string{qemuTests: "wrenn/internal/vm/qemu", hostTests: "wrenn/e2e"})
+		return l1.Plan{Programs: programs([]run{
+			{"kvm", qemuTests, []string{"-test.run=" + withKVM}},
+			{"host", hostTests, []string{"-test.run=" + hostWithKVM}},
+		}, env)}
 	})
 }
 
-const withKVM = "^TestConformance$/^(Life|RestoreIntoAnotherSlot|ExclusiveChain|Panic|Killed|AdoptARestoredMachine)$"
+// The host's test restores sandboxes, whose clocks must be right.
+const (
+	hostWithKVM = "^TestSnapshotAndRestore$"
+	withKVM     = "^TestConformance$/^(Life|RestoreIntoAnotherSlot|ExclusiveChain|Panic|Killed|AdoptARestoredMachine)$"
+)
 
 // putQEMU puts this machine's QEMU below root, with the libraries and the firmware that
 // it needs, and returns its path.

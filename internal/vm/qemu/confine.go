@@ -15,7 +15,7 @@ import (
 // rootOf returns the root file system of VMMs: the program, the libraries and the
 // firmware that came with it, and nothing that may differ between machines. Files of
 // a machine are passed as descriptors. QEMU opens KVM's device by its name (only
-// QEMU 9 takes another), so each VMM has one of its own.
+// QEMU 9 takes another), so each VMM has its own device file.
 func rootOf(ctx context.Context, path string, kvm bool) (*launch.Root, error) {
 	program, err := filepath.EvalSymlinks(path)
 	if err != nil {

@@ -177,13 +177,12 @@ func (d *Driver) Adopt(ctx context.Context, ref vm.Ref) (vm.Machine, error) {
 	return m, nil
 }
 
-// dead removes what a machine that has ended left, and returns NotFound.
+// dead removes what a machine that has ended left, and returns NotFound. What cannot be
+// removed is no reason to keep the sandbox: a cgroup that is left is removed when a
+// driver starts.
 func dead(ctx context.Context, ref vm.Ref, why error) error {
-	err := errors.Join(removeSocket(ref.Dir), launch.RemoveCgroup(ctx, ref.Private[refCgroup]))
-	if err != nil {
-		return err
-	}
-	return &wrenn.Error{Code: wrenn.NotFound, Message: "the machine has ended", Err: why}
+	left := errors.Join(removeSocket(ref.Dir), launch.RemoveCgroup(ctx, ref.Private[refCgroup]))
+	return &wrenn.Error{Code: wrenn.NotFound, Message: "the machine has ended", Err: errors.Join(why, left)}
 }
 
 // version is QEMU's, without the suffixes of distributions.

@@ -154,6 +154,18 @@ func TestDriversAreTwo(t *testing.T) {
 	}
 }
 
+// A machine that has ended is gone, also when something that it left cannot be removed.
+func TestAdoptTheDeadThatLeftSomething(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, socketName, "full"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	_, err := (&Driver{}).Adopt(t.Context(), vm.Ref{Driver: Name, Dir: dir, PID: os.Getpid(), BootID: "another boot"})
+	if wrenn.CodeOf(err) != wrenn.NotFound || !strings.Contains(err.Error(), socketName) {
+		t.Errorf("Adopt() = %v, want NotFound that names what is left", err)
+	}
+}
+
 func TestManifestFits(t *testing.T) {
 	d := &Driver{version: version{7, 2}, tscKHz: 2_600_000}
 	good := d.manifest(testSpec)
