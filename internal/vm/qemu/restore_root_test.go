@@ -6,9 +6,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -20,10 +21,7 @@ import (
 // A restored machine has the lock on its disk that a booted one has, its VMM
 // complains of nothing, and its console is the guest's alone.
 func TestRestoredMachineIsQuietAndLocksItsDisk(t *testing.T) {
-	path, err := exec.LookPath("qemu-system-x86_64")
-	testkit.Must(t, err)
-	d, err := New(t.Context(), Config{Path: path})
-	testkit.Must(t, err)
+	d := testDriver(t)
 	booted, disk := startIdle(t, d, "")
 	wantLocked(t, disk)
 	testkit.Must(t, booted.Pause(t.Context()))
@@ -35,6 +33,33 @@ func TestRestoredMachineIsQuietAndLocksItsDisk(t *testing.T) {
 	wantLocked(t, disk)
 	if log, console := restored.proc.Log(), restored.Console(); len(log) > 0 || console != "" {
 		t.Errorf("the VMM of a restored machine logged %q, its console says %q", log, console)
+	}
+}
+
+// A guest that was restored sees the processor that it saw before, and nothing that the
+// host's, its kernel or its QEMU has gained since.
+func TestRestoredGuestKeepsItsProcessor(t *testing.T) {
+	d := testDriver(t)
+	booted, _ := startIdle(t, d, "")
+	testkit.Must(t, booted.Pause(t.Context()))
+	snapshot := t.TempDir()
+	testkit.Must(t, booted.Snapshot(t.Context(), snapshot))
+	var man manifest
+	path := filepath.Join(snapshot, manifestName)
+	testkit.Must(t, vm.ReadManifest(path, &man))
+	want := "-cpu\x00max\x00"
+	if d.kvm {
+		gained := man.Features[len(man.Features)-1] // as if the snapshot's host did not have it
+		man.Features = man.Features[:len(man.Features)-1]
+		want = "-cpu\x00host," + hidden + "," + gained + "=off\x00"
+		testkit.Must(t, os.Remove(path))
+		testkit.Must(t, vm.WriteManifest(path, man))
+	}
+	restored, _ := startIdle(t, d, snapshot)
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", restored.ref.PID))
+	testkit.Must(t, err)
+	if !strings.Contains(string(line), want) {
+		t.Errorf("the VMM of the restored guest was started with %q, want %q", line, want)
 	}
 }
 
@@ -106,10 +131,7 @@ func idleKernel() []byte {
 // BenchmarkIdle measures what it costs to launch a VMM, to restore a machine in it
 // and to stop it, with a guest that does nothing.
 func BenchmarkIdle(b *testing.B) {
-	path, err := exec.LookPath("qemu-system-x86_64")
-	testkit.Must(b, err)
-	d, err := New(b.Context(), Config{Path: path})
-	testkit.Must(b, err)
+	d := testDriver(b)
 	m, _ := startIdle(b, d, "")
 	testkit.Must(b, m.Pause(b.Context()))
 	snapshot := b.TempDir()
