@@ -73,7 +73,7 @@ func startIdle(tb testing.TB, d *Driver, snapshot string) (*machine, string) {
 	disk, kernel := filepath.Join(tb.TempDir(), "disk"), filepath.Join(tb.TempDir(), "kernel")
 	testkit.Must(tb, os.WriteFile(disk, make([]byte, 1<<20), 0o600))
 	testkit.Must(tb, os.WriteFile(kernel, idleKernel(), 0o600))
-	spec := vm.Spec{ID: "quiet", Dir: dir, VCPUs: 1, MemoryMiB: 64, UID: 64_321, GID: 64_321, Kernel: vm.Kernel{Image: kernel}, Disks: []vm.Disk{{Path: disk}}}
+	spec := vm.Spec{ID: filepath.Base(dir), Dir: dir, VCPUs: 1, MemoryMiB: 64, UID: 64_321, GID: 64_321, Kernel: vm.Kernel{Image: kernel}, Disks: []vm.Disk{{Path: disk}}}
 	var m vm.Machine
 	if snapshot == "" {
 		m, err = d.Start(tb.Context(), spec)
