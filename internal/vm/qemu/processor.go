@@ -13,8 +13,8 @@ import (
 )
 
 // hidden are features of the host's processor that no guest gets. Virtualization inside
-// of a guest would open the part of KVM that had most of its faults, and its state is not
-// in a snapshot on every host; performance counters show what else runs on the core.
+// of a guest would open a large part of KVM to it; performance counters show what else
+// runs on the core.
 const hidden = "pmu=off,vmx=off,svm=off"
 
 // describeHost asks QEMU, by its control protocol, what its processor "host" has without
