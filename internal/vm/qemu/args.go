@@ -41,11 +41,11 @@ func (d *Driver) hardware(spec vm.Spec, lacks ...string) []string {
 // interrupt controllers only: the others are QEMU's, as under emulation.
 func (d *Driver) processorArgs(lacks []string) []string {
 	if d.kvm {
-		cpu := "host," + hidden
+		cpu := []string{"host", hidden}
 		for _, feature := range lacks {
-			cpu += "," + feature + "=off"
+			cpu = append(cpu, feature+"=off")
 		}
-		return []string{"-cpu", cpu, "-accel", "kvm,kernel-irqchip=split"}
+		return []string{"-cpu", strings.Join(cpu, ","), "-accel", "kvm,kernel-irqchip=split"}
 	}
 	return []string{"-cpu", "max"}
 }
