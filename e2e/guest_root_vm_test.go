@@ -184,6 +184,14 @@ func checkClock(t *testing.T, sb *sandbox.Sandbox) {
 	if now := time.Unix(0, ns); now.Before(before.Add(-slack)) || now.After(time.Now().Add(slack)) {
 		t.Errorf("the guest says %s, it is between %s and %s", now, before, time.Now())
 	}
+	want := "tsc" // all that an emulated guest has
+	if driver().Name != host.QEMU {
+		want = "kvm-clock"
+		sh(t, sb, "test -c /dev/ptp0")
+	}
+	if got := sh(t, sb, "cat /sys/devices/system/clocksource/clocksource0/current_clocksource"); got != want {
+		t.Errorf("the guest's clock is %s, want %s", got, want)
+	}
 }
 
 func TestSnapshotAndRestore(t *testing.T) {

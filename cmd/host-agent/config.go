@@ -88,9 +88,9 @@ type logConfig struct {
 }
 
 type driverConfig struct {
-	Name        string `toml:"name"`         // auto, qemu or firecracker; default auto
+	Name        string `toml:"name"`         // auto, firecracker, qemu-kvm or qemu; default auto
 	QEMU        string `toml:"qemu"`         // path or name; default qemu-system-x86_64
-	QEMUCodeMB  int    `toml:"qemu_code_mb"` // of translated code that a machine keeps; default 64
+	QEMUCodeMB  int    `toml:"qemu_code_mb"` // of translated code that an emulated machine keeps; default 96
 	Firecracker string `toml:"firecracker"`  // path or name; default firecracker
 	Jailer      string `toml:"jailer"`       // path or name; default jailer
 	NoDownload  bool   `toml:"no_download"`  // of Firecracker, when it is not installed and this machine has KVM
@@ -230,9 +230,9 @@ func memoryForMachines(total int) int { return max(total-total/16-512, total/2) 
 // Check implements configfile.Configuration.
 func (c *config) Check(problems *configfile.Problems) {
 	switch c.Driver.Name {
-	case host.Auto, host.QEMU, host.Firecracker:
+	case host.Auto, host.Firecracker, host.QEMUKVM, host.QEMU:
 	default:
-		problems.Addf("driver.name %q: use auto, qemu or firecracker", c.Driver.Name)
+		problems.Addf("driver.name %q: use auto, firecracker, qemu-kvm or qemu", c.Driver.Name)
 	}
 	if n := c.Driver.QEMUCodeMB; n < qemu.MinCodeMiB || n > qemu.MaxCodeMiB {
 		problems.Addf("driver.qemu_code_mb %d: use %d to %d", n, qemu.MinCodeMiB, qemu.MaxCodeMiB)

@@ -43,7 +43,7 @@ type upCommand struct {
 	AgentMetrics string `placeholder:"ADDRESS" help:"The same for the host agent, such as 127.0.0.1:49981; default: none."`
 	DatabaseURL  string `name:"database-url" env:"DATABASE_URL" placeholder:"URL" help:"An existing PostgreSQL; default: a private one in --state."`
 	OnExit       string `enum:"keep,destroy" default:"keep" help:"What happens to the sandboxes when up stops: ${enum}. With keep they keep running, and the next up finds them."`
-	Driver       string `enum:"auto,qemu,firecracker" default:"auto" help:"What runs the machines: ${enum}."`
+	Driver       string `enum:"auto,firecracker,qemu-kvm,qemu" default:"auto" help:"What runs the machines: ${enum}. qemu is software emulation; auto is the first that works."`
 	Qemu         string `placeholder:"PATH" help:"QEMU; default: qemu-system-x86_64 in PATH."`
 	Firecracker  string `placeholder:"PATH" help:"Firecracker; default: firecracker in PATH."`
 	Jailer       string `placeholder:"PATH" help:"Firecracker's jailer; default: jailer in PATH."`

@@ -37,7 +37,7 @@ const (
 type AgentConfig struct {
 	Program     string // host-agent
 	Images      string // directory of guest images
-	Driver      string // auto, qemu or firecracker
+	Driver      string // auto, firecracker, qemu-kvm or qemu
 	QEMU        string // path or name
 	Firecracker string // path or name
 	Jailer      string // path or name

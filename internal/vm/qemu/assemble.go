@@ -324,7 +324,7 @@ func (a *assembly) launch(context.Context) error {
 	}
 	id := proc.Identity()
 	ref := vm.Ref{
-		Driver: Name, ID: a.spec.ID, Dir: a.spec.Dir,
+		Driver: a.d.Name(), ID: a.spec.ID, Dir: a.spec.Dir,
 		PID: id.PID, StartTime: id.StartTime, BootID: id.BootID,
 		Private: a.private(),
 	}

@@ -33,13 +33,17 @@ func TestMain(m *testing.M) {
 	vmtest.Main(m, func() (vm.Driver, error) { return newDriver(context.Background()) })
 }
 
-// newDriver is of the QEMU that WRENN_TEST_QEMU names, or of the installed one.
+// kvmEnv is set to 1 for tests with KVM.
+const kvmEnv = "WRENN_TEST_KVM"
+
+// newDriver is of the QEMU that WRENN_TEST_QEMU names, or of the installed one; with
+// WRENN_TEST_KVM=1 it uses KVM.
 func newDriver(ctx context.Context) (*Driver, error) {
 	path, err := exec.LookPath(cmp.Or(os.Getenv("WRENN_TEST_QEMU"), "qemu-system-x86_64"))
 	if err != nil {
 		return nil, err
 	}
-	return New(ctx, Config{Path: path})
+	return New(ctx, Config{Path: path, KVM: os.Getenv(kvmEnv) == "1"})
 }
 
 func testDriver(tb testing.TB) *Driver {
@@ -92,15 +96,25 @@ func harness(t *testing.T) vmtest.Harness {
 			t.Helper()
 			return vmtest.Envd(t, p, vmtest.EnvdConfig{Address: net.JoinHostPort(guestAddr, envdPort), PowerOff: "o"})
 		},
-		Elsewhere: vmtest.Elsewhere,
-		Kill:      vmtest.Kill,
-		Quiet:     true,
-		Kernel:    testKernel(t),
-		RootFS:    testFile(t, "WRENN_TEST_ROOTFS"),
-		VCPUs:     1,
-		MemoryMiB: 256,
-		UID:       64_200,
+		Elsewhere:   vmtest.Elsewhere,
+		Kill:        vmtest.Kill,
+		FillConsole: fillConsole(),
+		Quiet:       true,
+		Kernel:      testKernel(t),
+		RootFS:      testFile(t, "WRENN_TEST_ROOTFS"),
+		VCPUs:       1,
+		MemoryMiB:   256,
+		UID:         64_200,
 	}
+}
+
+// fillConsole is nil where the guest itself can fill the console: without KVM. On a KVM
+// that is emulated each byte costs it a millisecond.
+func fillConsole() func(*testing.T, vm.Ref) {
+	if os.Getenv(kvmEnv) == "1" {
+		return vmtest.FillConsole
+	}
+	return nil
 }
 
 func testKernel(tb testing.TB) vm.Kernel {

@@ -53,6 +53,11 @@ type manifest struct {
 	// QEMU is its version, major.minor: the form of the device state may change between
 	// versions, and microvm has no versions.
 	QEMU string `json:"qemu"`
+	// Driver is the driver's name; "" is Name, of older agents. KVM and the emulator have
+	// different states of the same devices.
+	Driver string `json:"driver,omitempty"`
+	// Processor is the host's, if the guest sees it.
+	Processor string `json:"processor,omitempty"`
 	// TSCKHz is the rate of the guest's clock, which is the host's.
 	TSCKHz    int      `json:"tsc_khz"`
 	VCPUs     int      `json:"vcpus"`
@@ -60,8 +65,7 @@ type manifest struct {
 	Disks     []string `json:"disks"` // "rw" or "ro" each: a guest can see the difference
 	MAC       string   `json:"mac,omitempty"`
 	Hardware  []string `json:"hardware"`
-	// Kernel is the vm.Kernel.Digest of the guest's. The processor is QEMU's: it depends
-	// on the version, not on the host's processor.
+	// Kernel is the vm.Kernel.Digest of the guest's.
 	Kernel  string     `json:"kernel,omitempty"`
 	State   vm.FileSum `json:"state"`
 	Changes *changes   `json:"changes,omitempty"`
@@ -70,7 +74,7 @@ type manifest struct {
 // manifest returns the manifest of a machine of this driver.
 func (d *Driver) manifest(spec vm.Spec) manifest {
 	man := manifest{
-		Format: manifestFormat, QEMU: d.version.String(), TSCKHz: d.tscKHz,
+		Format: manifestFormat, QEMU: d.version.String(), Driver: d.Name(), Processor: d.processor, TSCKHz: d.tscKHz,
 		VCPUs: spec.VCPUs, MemoryMiB: spec.MemoryMiB,
 		Hardware: d.hardware(spec), Kernel: spec.Kernel.Digest,
 	}
@@ -103,7 +107,9 @@ func (m manifest) fits(want manifest) error {
 		have, ask any
 	}{
 		{"format", m.Format, want.Format},
+		{"driver", cmp.Or(m.Driver, Name), want.Driver},
 		{"QEMU version", m.QEMU, want.QEMU},
+		{"processor", m.Processor, want.Processor},
 		{"vCPUs", m.VCPUs, want.VCPUs},
 		{"MiB of memory", m.MemoryMiB, want.MemoryMiB},
 		{"list of disks", fmt.Sprint(m.Disks), fmt.Sprint(want.Disks)},

@@ -6454,6 +6454,8 @@ type GuestFailedJSONResponse struct {
 	Headers GuestFailedResponseHeaders
 }
 
+type HeadersTooLargeTextResponse string
+
 type InternalResponseHeaders struct {
 	XRequestID *string
 }
@@ -12550,6 +12552,17 @@ func (response ListFiles429JSONResponse) VisitListFilesResponse(w http.ResponseW
 	}
 	w.WriteHeader(429)
 	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListFiles431TextResponse HeadersTooLargeTextResponse
+
+func (response ListFiles431TextResponse) VisitListFilesResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/plain")
+	w.WriteHeader(431)
+
+	_, err := w.Write([]byte(fmt.Sprint(response)))
 	return err
 }
 
