@@ -113,7 +113,16 @@ type SandboxSpec struct {
 	// Secrets are for the header rules of Network. Rows and journals do not have them.
 	Secrets SecretValues
 	Team    TeamID // owns what is stored of the sandbox; "" has it not stored
+	Epoch   Epoch  // of its placement on its host
 }
+
+// Epoch numbers the placements of a sandbox on hosts, from FirstEpoch: the one with the
+// highest is the sandbox, and what another host has of it is void. 0 is not known, of
+// agents and control planes before epochs.
+type Epoch int64
+
+// FirstEpoch is that of a new sandbox.
+const FirstEpoch Epoch = 1
 
 // Size is how large a sandbox is. Its JSON form is that of host journals.
 type Size struct {
@@ -161,6 +170,11 @@ type PauseOptions struct {
 	Hold bool
 	// Durable has the control plane wait until the sandbox is stored; hosts ignore it.
 	Durable bool
+	// Epoch, if not 0, is that of the sandbox on its host from now on.
+	Epoch Epoch
+	// SupersededBy, if not 0, is the epoch of a later placement, on another host: the
+	// sandbox refuses all calls that name an epoch.
+	SupersededBy Epoch
 }
 
 // PauseGuest is what a pause does about a guest that does not answer.
@@ -233,6 +247,7 @@ type ForkSpec struct {
 	Tokens map[SandboxID]string // the access tokens of the copies' agents
 	// Checkpoint is the one that they are copies of; "" is the sandbox as it is now.
 	Checkpoint CheckpointID
+	Epoch      Epoch // of each
 }
 
 // ForkResult is what became of one copy of a sandbox.

@@ -159,8 +159,10 @@ type Move struct {
 	Host   wrenn.HostID   // "" keeps the row's
 	Actor  string         // recorded in the event
 
-	Moving   bool   // it shall run again on another host; kept until it runs
-	MovedKey string // what the Host has fetched; "" keeps the row's
+	Moving bool // it shall run again on another host; kept until it runs
+	// MovedKey is what the Host has fetched; "" keeps the row's. With it, or with another
+	// Host, the row's epoch is one more.
+	MovedKey string
 }
 
 // MoveSandbox moves a row to another state, and writes the event, if the row still
@@ -254,6 +256,17 @@ func (s *Store) SetStored(ctx context.Context, sb *wrenn.Sandbox, stored wrenn.S
 	}
 	return s.change(ctx, "record where the sandbox is stored", func(ctx context.Context) (dbsqlc.Sandbox, error) {
 		row, err := s.queries.SetStored(ctx, params)
+		return dbsqlc.Sandbox(row), err
+	})
+}
+
+// SetEpoch records the epoch that a sandbox has on its host, if it is later than the row's,
+// under the condition of MoveSandbox.
+func (s *Store) SetEpoch(ctx context.Context, sb *wrenn.Sandbox, epoch wrenn.Epoch, actor string) (*wrenn.Sandbox, error) {
+	return s.change(ctx, "record the sandbox's epoch", func(ctx context.Context) (dbsqlc.Sandbox, error) {
+		row, err := s.queries.SetEpoch(ctx, dbsqlc.SetEpochParams{
+			ID: string(sb.ID), Version: sb.Version, Epoch: int64(epoch), Actor: actor, Reason: "its host has it with a later epoch",
+		})
 		return dbsqlc.Sandbox(row), err
 	})
 }
@@ -535,7 +548,7 @@ func sandbox(r dbsqlc.Sandbox) *wrenn.Sandbox {
 			Template: r.Template, Build: wrenn.BuildID(r.Generation), DiskMiB: int(r.DiskMB),
 			Size:       wrenn.Size{VCPUs: int(r.VCPUs), MemoryMiB: int(r.MemoryMB)},
 			EndOfLife:  wrenn.EndOfLife{Timeout: time.Duration(r.TimeoutSec) * time.Second, OnTimeout: wrenn.OnTimeout(r.OnTimeout), Absolute: r.AbsoluteTimeout},
-			AutoResume: r.AutoResume, Env: r.Env, Network: r.Network, Volumes: append([]wrenn.VolumeMount(nil), r.Volumes...), // none is nil
+			AutoResume: r.AutoResume, Env: r.Env, Network: r.Network, Epoch: wrenn.Epoch(r.Epoch), Volumes: append([]wrenn.VolumeMount(nil), r.Volumes...), // none is nil
 		},
 		CreatedAt: r.CreatedAt.UTC(), StartedAt: orZero(r.StartedAt), LastActiveAt: orZero(r.LastActiveAt), EndsAt: orZero(r.EndsAt),
 		UpdatedAt: r.UpdatedAt.UTC(), Version: r.Version,

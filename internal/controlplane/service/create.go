@@ -102,7 +102,7 @@ func (l Limits) describe(id wrenn.SandboxID, req CreateSandbox) (wrenn.Sandbox, 
 // answers that it is full has made nothing, so another one that place allows is asked.
 func (s *Sandboxes) create(ctx context.Context, sb *wrenn.Sandbox, on *reservation, place *scheduler.Request, start starting) (*wrenn.Sandbox, error) {
 	spec := sb.SandboxSpec
-	spec.Team = sb.Team
+	spec.Team, spec.Epoch = sb.Team, sb.Epoch
 	var err error
 	if spec.AccessToken, err = s.tokens.of(ctx, sb.ID); err == nil {
 		spec.Network, err = s.layered(ctx, sb) // after the row: a change since then is the reconciler's
@@ -138,7 +138,7 @@ func (s *Sandboxes) create(ctx context.Context, sb *wrenn.Sandbox, on *reservati
 			next.release(0)
 			return nil, start.abandon(ctx, sb, err)
 		}
-		sb, on = moved, next
+		sb, on, spec.Epoch = moved, next, moved.Epoch
 	}
 }
 

@@ -263,7 +263,7 @@ func (d *drainer) movable(ctx context.Context, sb *wrenn.Sandbox) error {
 
 // pauseToMove pauses a sandbox that runs, and marks it as one that shall run again.
 func (d *drainer) pauseToMove(ctx context.Context, caller Caller, sb *wrenn.Sandbox) (*wrenn.Sandbox, error) {
-	host, err := d.hosts.client(sb.Host)
+	host, err := d.hosts.clientOf(sb)
 	if err != nil {
 		return nil, err
 	}
@@ -312,7 +312,7 @@ func (d *drainer) awaitStoredToMove(ctx context.Context, sb *wrenn.Sandbox) (*wr
 
 // resume has a sandbox that ran run again, on its host of now.
 func (d *drainer) resume(ctx context.Context, caller Caller, sb *wrenn.Sandbox) error {
-	host, err := d.hosts.client(sb.Host)
+	host, err := d.hosts.clientOf(sb)
 	if err != nil {
 		return err
 	}

@@ -132,7 +132,7 @@ func (f *fork) run(ctx context.Context) {
 	tokens, err := f.tokens.ofAll(ctx, ids)
 	var results []error
 	if err == nil {
-		results, err = f.host.Fork(ctx, f.parent.ID, wrenn.ForkSpec{IDs: ids, Tokens: tokens, Checkpoint: f.from})
+		results, err = f.host.Fork(ctx, f.parent.ID, wrenn.ForkSpec{IDs: ids, Tokens: tokens, Checkpoint: f.from, Epoch: f.copies[0].row.Epoch})
 	}
 	if err != nil {
 		err = f.markLostIfNotFound(ctx, f.parent, err)

@@ -85,6 +85,10 @@ type Journal struct {
 	// Stored is what is in the snapshot store, if it is that of Snapshot.
 	Stored  *Stored  `json:"stored,omitempty"`
 	Verdict *Verdict `json:"verdict,omitempty"` // why the sandbox ends or has ended
+	// Epoch is that of its placement on this host; 0 is not known.
+	Epoch wrenn.Epoch `json:"epoch,omitempty"`
+	// SupersededBy is the epoch of a later placement, on another host; 0 is none.
+	SupersededBy wrenn.Epoch `json:"superseded_by,omitempty"`
 
 	path string
 }
@@ -165,6 +169,7 @@ func Read(dir string) (*Journal, error) {
 func (j *Journal) Portable() ([]byte, error) {
 	return j.With(func(j *Journal) {
 		j.Instance, j.Other, j.Stored, j.Frozen, j.Held = nil, nil, nil, false, false
+		j.Epoch, j.SupersededBy = 0, 0
 		for i, c := range slices.Backward(j.Checkpoints) {
 			if c.Stored.Key == "" {
 				j.DeleteCheckpoint(i)

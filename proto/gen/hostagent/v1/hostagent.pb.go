@@ -794,7 +794,9 @@ type CreateSandboxRequest struct {
 	// Who owns what is stored of the sandbox; empty: it is not stored.
 	Team string `protobuf:"bytes,80,opt,name=team,proto3" json:"team,omitempty"`
 	// Where the template is stored, of the team: a host that does not have it fetches it.
-	TemplateKey   string `protobuf:"bytes,130,opt,name=template_key,json=templateKey,proto3" json:"template_key,omitempty"`
+	TemplateKey string `protobuf:"bytes,130,opt,name=template_key,json=templateKey,proto3" json:"template_key,omitempty"`
+	// Of this placement.
+	Epoch         uint64 `protobuf:"varint,160,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -948,13 +950,22 @@ func (x *CreateSandboxRequest) GetTemplateKey() string {
 	return ""
 }
 
+func (x *CreateSandboxRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
 type FetchSandboxRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
 	// As in CreateSandboxRequest.
 	Team string `protobuf:"bytes,2,opt,name=team,proto3" json:"team,omitempty"`
 	// SandboxInfo.stored_key.
-	Key           string `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	Key string `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	// Of this placement, also of a sandbox that was fetched before.
+	Epoch         uint64 `protobuf:"varint,160,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1008,6 +1019,13 @@ func (x *FetchSandboxRequest) GetKey() string {
 		return x.Key
 	}
 	return ""
+}
+
+func (x *FetchSandboxRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
 }
 
 type FetchSandboxResponse struct {
@@ -3962,7 +3980,13 @@ type PauseSandboxRequest struct {
 	IfAble bool `protobuf:"varint,46,opt,name=if_able,json=ifAble,proto3" json:"if_able,omitempty"`
 	// It stays paused until ResumeSandbox: its use does not resume it. One that is
 	// paused already is held as well.
-	Hold          bool `protobuf:"varint,105,opt,name=hold,proto3" json:"hold,omitempty"`
+	Hold bool `protobuf:"varint,105,opt,name=hold,proto3" json:"hold,omitempty"`
+	// The epoch that the sandbox has here from now on; 0 leaves it. Nothing supersedes it
+	// any more.
+	Epoch uint64 `protobuf:"varint,160,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// The epoch of a later placement on another host: from now on calls that name an epoch
+	// are refused, whichever. 0 is none.
+	SupersededBy  uint64 `protobuf:"varint,161,opt,name=superseded_by,json=supersededBy,proto3" json:"superseded_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4030,6 +4054,20 @@ func (x *PauseSandboxRequest) GetHold() bool {
 		return x.Hold
 	}
 	return false
+}
+
+func (x *PauseSandboxRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *PauseSandboxRequest) GetSupersededBy() uint64 {
+	if x != nil {
+		return x.SupersededBy
+	}
+	return 0
 }
 
 type PauseSandboxResponse struct {
@@ -4192,7 +4230,9 @@ type ForkSandboxRequest struct {
 	// As in CreateSandboxRequest, by the copies' ids.
 	AccessTokens map[string]string `protobuf:"bytes,3,rep,name=access_tokens,json=accessTokens,proto3" json:"access_tokens,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Of which of its checkpoints they are copies; empty is its state now.
-	CheckpointId  string `protobuf:"bytes,115,opt,name=checkpoint_id,json=checkpointId,proto3" json:"checkpoint_id,omitempty"`
+	CheckpointId string `protobuf:"bytes,115,opt,name=checkpoint_id,json=checkpointId,proto3" json:"checkpoint_id,omitempty"`
+	// Of the placements of the copies.
+	Epoch         uint64 `protobuf:"varint,160,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4253,6 +4293,13 @@ func (x *ForkSandboxRequest) GetCheckpointId() string {
 		return x.CheckpointId
 	}
 	return ""
+}
+
+func (x *ForkSandboxRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
 }
 
 type ForkSandboxResponse struct {
@@ -5834,8 +5881,12 @@ type SandboxInfo struct {
 	SecretsTag string `protobuf:"bytes,100,opt,name=secrets_tag,json=secretsTag,proto3" json:"secrets_tag,omitempty"`
 	// Since when what is paused is in the snapshot store as well, and where; absent while
 	// it is not, and while the sandbox runs.
-	StoredAt      *timestamppb.Timestamp `protobuf:"bytes,80,opt,name=stored_at,json=storedAt,proto3" json:"stored_at,omitempty"`
-	StoredKey     string                 `protobuf:"bytes,81,opt,name=stored_key,json=storedKey,proto3" json:"stored_key,omitempty"`
+	StoredAt  *timestamppb.Timestamp `protobuf:"bytes,80,opt,name=stored_at,json=storedAt,proto3" json:"stored_at,omitempty"`
+	StoredKey string                 `protobuf:"bytes,81,opt,name=stored_key,json=storedKey,proto3" json:"stored_key,omitempty"`
+	// Of its placement; 0 is not known.
+	Epoch uint64 `protobuf:"varint,160,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// As in PauseSandboxRequest.
+	SupersededBy  uint64 `protobuf:"varint,161,opt,name=superseded_by,json=supersededBy,proto3" json:"superseded_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6015,6 +6066,20 @@ func (x *SandboxInfo) GetStoredKey() string {
 		return x.StoredKey
 	}
 	return ""
+}
+
+func (x *SandboxInfo) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *SandboxInfo) GetSupersededBy() uint64 {
+	if x != nil {
+		return x.SupersededBy
+	}
+	return 0
 }
 
 // A guest whose agent does not answer. Calls that need it are refused as
@@ -7831,7 +7896,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\fdisk_mb_free\x18\x06 \x01(\x04R\n" +
 	"diskMbFree\x12\x19\n" +
 	"\bdisks_mb\x182 \x01(\x04R\adisksMb\x12\"\n" +
-	"\rdisks_mb_used\x183 \x01(\x04R\vdisksMbUsed\"\xe3\x05\n" +
+	"\rdisks_mb_used\x183 \x01(\x04R\vdisksMbUsed\"\xfa\x05\n" +
 	"\x14CreateSandboxRequest\x12\x1a\n" +
 	"\btemplate\x18\x01 \x01(\tR\btemplate\x12\x14\n" +
 	"\x05vcpus\x18\x02 \x01(\rR\x05vcpus\x12\x1b\n" +
@@ -7856,15 +7921,17 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x0enetwork_policy\x18\f \x01(\v2\x1b.hostagent.v1.NetworkPolicyR\rnetworkPolicy\x124\n" +
 	"\asecrets\x18d \x01(\v2\x1a.hostagent.v1.SecretValuesR\asecrets\x12\x12\n" +
 	"\x04team\x18P \x01(\tR\x04team\x12\"\n" +
-	"\ftemplate_key\x18\x82\x01 \x01(\tR\vtemplateKey\x1a6\n" +
+	"\ftemplate_key\x18\x82\x01 \x01(\tR\vtemplateKey\x12\x15\n" +
+	"\x05epoch\x18\xa0\x01 \x01(\x04R\x05epoch\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"Z\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"q\n" +
 	"\x13FetchSandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x12\n" +
 	"\x04team\x18\x02 \x01(\tR\x04team\x12\x10\n" +
-	"\x03key\x18\x03 \x01(\tR\x03key\"\x16\n" +
+	"\x03key\x18\x03 \x01(\tR\x03key\x12\x15\n" +
+	"\x05epoch\x18\xa0\x01 \x01(\x04R\x05epoch\"\x16\n" +
 	"\x14FetchSandboxResponse\"\x9c\x02\n" +
 	"\rNetworkPolicy\x12&\n" +
 	"\x0fdeny_by_default\x18\x01 \x01(\bR\rdenyByDefault\x12\x14\n" +
@@ -8088,14 +8155,16 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x15DestroySandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"\x18\n" +
-	"\x16DestroySandboxResponse\"\x94\x01\n" +
+	"\x16DestroySandboxResponse\"\xd1\x01\n" +
 	"\x13PauseSandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\x12\x1b\n" +
 	"\tdisk_only\x18- \x01(\bR\bdiskOnly\x12\x17\n" +
 	"\aif_able\x18. \x01(\bR\x06ifAble\x12\x12\n" +
-	"\x04hold\x18i \x01(\bR\x04hold\"3\n" +
+	"\x04hold\x18i \x01(\bR\x04hold\x12\x15\n" +
+	"\x05epoch\x18\xa0\x01 \x01(\x04R\x05epoch\x12$\n" +
+	"\rsuperseded_by\x18\xa1\x01 \x01(\x04R\fsupersededBy\"3\n" +
 	"\x14PauseSandboxResponse\x12\x1b\n" +
 	"\tdisk_only\x18- \x01(\bR\bdiskOnly\"l\n" +
 	"\x14ResumeSandboxRequest\x12\x1d\n" +
@@ -8104,13 +8173,14 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\faccess_token\x18\x02 \x01(\tR\vaccessToken\x12\x12\n" +
 	"\x04boot\x18- \x01(\bR\x04boot\"+\n" +
 	"\x15ResumeSandboxResponse\x12\x12\n" +
-	"\x04boot\x18- \x01(\bR\x04boot\"\x8b\x02\n" +
+	"\x04boot\x18- \x01(\bR\x04boot\"\xa2\x02\n" +
 	"\x12ForkSandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x17\n" +
 	"\anew_ids\x18\x02 \x03(\tR\x06newIds\x12W\n" +
 	"\raccess_tokens\x18\x03 \x03(\v22.hostagent.v1.ForkSandboxRequest.AccessTokensEntryR\faccessTokens\x12#\n" +
-	"\rcheckpoint_id\x18s \x01(\tR\fcheckpointId\x1a?\n" +
+	"\rcheckpoint_id\x18s \x01(\tR\fcheckpointId\x12\x15\n" +
+	"\x05epoch\x18\xa0\x01 \x01(\x04R\x05epoch\x1a?\n" +
 	"\x11AccessTokensEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"n\n" +
@@ -8234,7 +8304,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x15ListSandboxesResponse\x127\n" +
 	"\tsandboxes\x18\x01 \x03(\v2\x19.hostagent.v1.SandboxInfoR\tsandboxes\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x125\n" +
-	"\btaken_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\atakenAt\"\xc2\x06\n" +
+	"\btaken_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\atakenAt\"\xff\x06\n" +
 	"\vSandboxInfo\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x123\n" +
@@ -8263,7 +8333,9 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"secretsTag\x127\n" +
 	"\tstored_at\x18P \x01(\v2\x1a.google.protobuf.TimestampR\bstoredAt\x12\x1d\n" +
 	"\n" +
-	"stored_key\x18Q \x01(\tR\tstoredKey\"X\n" +
+	"stored_key\x18Q \x01(\tR\tstoredKey\x12\x15\n" +
+	"\x05epoch\x18\xa0\x01 \x01(\x04R\x05epoch\x12$\n" +
+	"\rsuperseded_by\x18\xa1\x01 \x01(\x04R\fsupersededBy\"X\n" +
 	"\fUnresponsive\x120\n" +
 	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x17\n" +

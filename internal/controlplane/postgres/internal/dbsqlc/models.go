@@ -151,6 +151,7 @@ type Sandbox struct {
 	Moving             bool
 	MovingNote         string
 	MovedKey           string
+	Epoch              int64
 }
 
 type SandboxEvent struct {
