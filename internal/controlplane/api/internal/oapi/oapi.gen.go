@@ -912,7 +912,7 @@ type CreateSandbox struct {
 	// AutoResume Commands, streams, files and checkpoints resume the sandbox when it is paused. Otherwise they are refused as `invalid_state`.
 	AutoResume *bool `json:"auto_resume,omitempty"`
 
-	// CheckpointEverySec How often a checkpoint is made by itself while the sandbox runs and was used since the last one, in seconds: 60 to 86400, or 0 for never, which is the default. The newest two of these are kept; they count as checkpoints of the sandbox. Only where hosts have a snapshot store, and not with volumes.
+	// CheckpointEverySec How often a checkpoint is made by itself while the sandbox runs and was used since the last one, in seconds; by default never. The newest two of these are kept; they count as checkpoints of the sandbox. Only where hosts have a snapshot store, and not with volumes.
 	CheckpointEverySec *int64 `json:"checkpoint_every_sec,omitempty"`
 
 	// DiskMb Size of the disk in MiB; that of the template when absent, of which `base` has 10240. Less is refused, and so is more than the operator allows.
@@ -1729,7 +1729,7 @@ type Sandbox struct {
 	// AutoResume Its use resumes it when it is paused.
 	AutoResume bool `json:"auto_resume"`
 
-	// CheckpointEverySec How often a checkpoint is made by itself; absent is never.
+	// CheckpointEverySec How often a checkpoint is made by itself, in seconds; absent is never.
 	CheckpointEverySec *int64 `json:"checkpoint_every_sec,omitempty"`
 
 	// CheckpointStoredAt When its newest checkpoint was stored, from which `on_host_loss` restores it; absent for none.
