@@ -73,9 +73,7 @@ func (s *Sandbox) checkpointByClock(ctx context.Context) {
 		return // it does not run any more
 	}
 	defer locked.unlock()
-	limited, cancel := context.WithTimeout(ctx, dueTimeout)
-	defer cancel()
-	_, err = locked.checkpoint(limited, wrenn.Checkpoint{ID: wrenn.NewCheckpointID(), Name: "automatic", Automatic: true})
+	_, err = locked.checkpoint(ctx, wrenn.Checkpoint{ID: wrenn.NewCheckpointID(), Name: "automatic", Automatic: true})
 	if err == nil {
 		err = locked.deleteReplaced()
 	}
