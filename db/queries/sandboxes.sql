@@ -320,3 +320,14 @@ SELECT
     s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at
 FROM sandboxes s WHERE s.team_id = @team_id AND s.id = ANY(@ids::text[])
 ORDER BY s.created_at DESC, s.id DESC;
+
+-- name: ProxiesOfOtherKeys :many
+-- The passwords of egress proxies that another key encrypts, of sandboxes that have not ended, after an id.
+SELECT id, team_id, (network->'proxy'->>'sealed')::text AS sealed FROM sandboxes
+WHERE network->'proxy'->'sealed' IS NOT NULL AND COALESCE(network->'proxy'->>'sealed_key', '') <> @key_id::text
+    AND state NOT IN ('stopped', 'failed') AND id > @after
+ORDER BY id LIMIT @page_size;
+
+-- name: ResealProxy :execrows
+UPDATE sandboxes SET network = jsonb_set(jsonb_set(network, '{proxy,sealed}', to_jsonb(@sealed::text)), '{proxy,sealed_key}', to_jsonb(@key_id::text))
+WHERE id = @id AND network->'proxy'->>'sealed' = @old::text;

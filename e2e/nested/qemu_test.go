@@ -31,7 +31,7 @@ func TestQEMU(t *testing.T) {
 // The host's test restores sandboxes, whose clocks must be right.
 const (
 	hostWithKVM = "^TestSnapshotAndRestore$"
-	withKVM     = "^TestConformance$/^(Life|RestoreIntoAnotherSlot|ExclusiveChain|Panic|Killed|AdoptARestoredMachine)$"
+	withKVM     = "^(TestVMMIsConfined|TestRestored.*)$|^TestConformance$/^(Life|RestoreIntoAnotherSlot|ExclusiveChain|Panic|Killed|AdoptARestoredMachine)$"
 )
 
 // putQEMU puts this machine's QEMU below root, with the libraries and the firmware that

@@ -1070,6 +1070,40 @@ func (q *Queries) Now(ctx context.Context) (time.Time, error) {
 	return now, err
 }
 
+const proxiesOfOtherKeys = `-- name: ProxiesOfOtherKeys :many
+SELECT id, team_id, (network->'proxy'->>'sealed')::text AS sealed FROM sandboxes
+WHERE network->'proxy'->'sealed' IS NOT NULL AND COALESCE(network->'proxy'->>'sealed_key', '') <> $1::text
+    AND state NOT IN ('stopped', 'failed') AND id > $2
+ORDER BY id LIMIT $3
+`
+
+type ProxiesOfOtherKeysRow struct {
+	ID     string
+	TeamID string
+	Sealed string
+}
+
+// The passwords of egress proxies that another key encrypts, of sandboxes that have not ended, after an id.
+func (q *Queries) ProxiesOfOtherKeys(ctx context.Context, keyID string, after string, pageSize int32) ([]ProxiesOfOtherKeysRow, error) {
+	rows, err := q.db.Query(ctx, proxiesOfOtherKeys, keyID, after, pageSize)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ProxiesOfOtherKeysRow
+	for rows.Next() {
+		var i ProxiesOfOtherKeysRow
+		if err := rows.Scan(&i.ID, &i.TeamID, &i.Sealed); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const releaseSandboxes = `-- name: ReleaseSandboxes :exec
 UPDATE sandboxes SET worker = 0
 FROM (
@@ -1082,6 +1116,31 @@ WHERE sandboxes.id = t.id AND sandboxes.worker = $1
 func (q *Queries) ReleaseSandboxes(ctx context.Context, worker *int64, iDs []string) error {
 	_, err := q.db.Exec(ctx, releaseSandboxes, worker, iDs)
 	return err
+}
+
+const resealProxy = `-- name: ResealProxy :execrows
+UPDATE sandboxes SET network = jsonb_set(jsonb_set(network, '{proxy,sealed}', to_jsonb($1::text)), '{proxy,sealed_key}', to_jsonb($2::text))
+WHERE id = $3 AND network->'proxy'->>'sealed' = $4::text
+`
+
+type ResealProxyParams struct {
+	Sealed string
+	KeyID  string
+	ID     string
+	Old    string
+}
+
+func (q *Queries) ResealProxy(ctx context.Context, arg ResealProxyParams) (int64, error) {
+	result, err := q.db.Exec(ctx, resealProxy,
+		arg.Sealed,
+		arg.KeyID,
+		arg.ID,
+		arg.Old,
+	)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const sandboxEvents = `-- name: SandboxEvents :many
