@@ -45,7 +45,7 @@ type system struct {
 	log      *logtest.Journal
 	database string
 	config   Config
-	stop     func() // may be called before the end of the test
+	stop     func()      // may be called before the end of the test
 	broken   atomic.Bool // the host cannot start machines
 }
 

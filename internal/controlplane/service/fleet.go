@@ -442,6 +442,11 @@ type reconciled struct {
 	secrets func(context.Context, wrenn.TeamID, wrenn.NetworkPolicy) (wrenn.SecretValues, error)
 }
 
+// At returns the host for the sandbox of that epoch.
+func (r reconciled) At(epoch wrenn.Epoch) reconcile.Host {
+	return reconciled{r.Client.At(epoch), r.secrets}
+}
+
 // SetNetwork sets the row's network policy, with the secrets that it needs.
 func (r reconciled) SetNetwork(ctx context.Context, row *wrenn.Sandbox) error {
 	secrets, err := r.secrets(ctx, row.Team, row.Network)
@@ -451,7 +456,16 @@ func (r reconciled) SetNetwork(ctx context.Context, row *wrenn.Sandbox) error {
 	return r.Client.SetNetwork(ctx, row.ID, row.Network, secrets)
 }
 
-// client returns the client of a sandbox's host.
+// clientOf returns a client of a sandbox's host, for the placement that its row names.
+func (f *fleet) clientOf(sb *wrenn.Sandbox) (*hostclient.Client, error) {
+	host, err := f.client(sb.Host)
+	if err != nil {
+		return nil, err
+	}
+	return host.At(sb.Epoch), nil
+}
+
+// client returns the client of a host.
 func (f *fleet) client(id wrenn.HostID) (*hostclient.Client, error) {
 	m := f.member(id)
 	if m == nil {

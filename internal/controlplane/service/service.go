@@ -219,6 +219,11 @@ func (r rows) SetUnresponsive(ctx context.Context, row *wrenn.Sandbox, u *wrenn.
 	return err
 }
 
+func (r rows) SetEpoch(ctx context.Context, row *wrenn.Sandbox, epoch wrenn.Epoch) error {
+	_, err := r.Store.SetEpoch(ctx, row, epoch, actorReconciler)
+	return err
+}
+
 func (r rows) SetStored(ctx context.Context, row *wrenn.Sandbox, stored wrenn.Stored) error {
 	_, err := r.Store.SetStored(ctx, row, stored, actorReconciler)
 	return err

@@ -9,17 +9,18 @@ import (
 )
 
 // hardware returns the part of the command line that defines the machine. The device
-// state of a snapshot fits exactly this hardware, so snapshots record it.
+// state of a snapshot fits exactly this hardware, so snapshots record it. With KVM the
+// processor lacks the named features of the host's.
 //
 // The options were found by measurement, see docs/decisions/machines.md: a boot needs the
 // interval timer (pit) and the real-time clock (rtc), and fails on QEMU 10 with the old
 // interrupt controller (pic).
-func (d *Driver) hardware(spec vm.Spec) []string {
+func (d *Driver) hardware(spec vm.Spec, lacks ...string) []string {
 	board := "microvm,acpi=on,pit=on,pic=off,rtc=on,isa-serial=on,memory-backend=mem0"
 	if d.version.before(noOptRoms) {
 		board += ",x-option-roms=off" // 7 ms less; newer ones do not boot with it
 	}
-	args := append([]string{"-M", board}, d.processorArgs()...)
+	args := append([]string{"-M", board}, d.processorArgs(lacks)...)
 	args = append(args,
 		"-smp", fmt.Sprint(spec.VCPUs),
 		"-m", fmt.Sprintf("%dM", spec.MemoryMiB),
@@ -38,9 +39,13 @@ func (d *Driver) hardware(spec vm.Spec) []string {
 // guest has what KVM offers of the host's, except what a snapshot could not restore,
 // such as the promise that the time stamp counter never stops; and KVM has the local
 // interrupt controllers only: the others are QEMU's, as under emulation.
-func (d *Driver) processorArgs() []string {
+func (d *Driver) processorArgs(lacks []string) []string {
 	if d.kvm {
-		return []string{"-cpu", "host", "-accel", "kvm,kernel-irqchip=split"}
+		cpu := []string{"host", hidden}
+		for _, feature := range lacks {
+			cpu = append(cpu, feature+"=off")
+		}
+		return []string{"-cpu", strings.Join(cpu, ","), "-accel", "kvm,kernel-irqchip=split"}
 	}
 	return []string{"-cpu", "max"}
 }

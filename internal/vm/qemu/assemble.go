@@ -306,7 +306,7 @@ func (a *assembly) launch(context.Context) error {
 	}
 	proc, err := launch.Start(launch.Command{
 		Path:      a.d.path,
-		Args:      slices.Concat(a.d.hardware(a.spec), a.d.host(a.spec.ID), a.args),
+		Args:      slices.Concat(a.d.hardware(a.spec, a.lacks()...), a.d.host(a.spec.ID), a.args),
 		Dir:       "/",
 		Files:     a.files,
 		Namespace: a.spec.Net.Namespace,
@@ -332,6 +332,15 @@ func (a *assembly) launch(context.Context) error {
 	return nil
 }
 
+// lacks returns the features of the host's processor that the guest of a snapshot has
+// not seen: it goes on without them.
+func (a *assembly) lacks() []string {
+	if a.snap == nil {
+		return nil
+	}
+	return without(a.d.features, a.snap.features)
+}
+
 // stop reverts launch.
 func (a *assembly) stop(ctx context.Context) error {
 	if a.machine == nil {
@@ -346,7 +355,7 @@ func (a *assembly) private() map[string]string {
 	if a.snap == nil {
 		return map[string]string{refManifest: encode(man), refMemory: encode(a.memory), refCgroup: a.cgroup}
 	}
-	man.Kernel = a.snap.kernel
+	man.Kernel, man.Features = a.snap.kernel, a.snap.features
 	return map[string]string{
 		refManifest: encode(man), refMemory: encode(a.memory), refCgroup: a.cgroup,
 		refBase: a.snap.dir, refMapped: encode(a.mapped),

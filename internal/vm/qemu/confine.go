@@ -14,9 +14,8 @@ import (
 
 // rootOf returns the root file system of VMMs: the program, the libraries and the
 // firmware that came with it, and nothing that may differ between machines. Files of
-// a machine are passed as descriptors. QEMU opens KVM's device by its name (only
-// QEMU 9 takes another), so each VMM has its own device file.
-func rootOf(ctx context.Context, path string, kvm bool) (*launch.Root, error) {
+// a machine are passed as descriptors.
+func rootOf(ctx context.Context, path string) (*launch.Root, error) {
 	program, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return nil, err
@@ -36,12 +35,11 @@ func rootOf(ctx context.Context, path string, kvm bool) (*launch.Root, error) {
 		return nil, err
 	}
 	root.Devices = append(root.Devices, "/dev/urandom")
-	if kvm {
-		root.Nodes = append(root.Nodes, kvmDevice)
-	}
 	return root, nil
 }
 
+// kvmDevice is opened by QEMU by its name (only QEMU 9 takes another), so each VMM has its
+// own device file.
 const kvmDevice = "/dev/kvm"
 
 // ownMemoryMiB is what a VMM takes besides its guest's memory and translated code.

@@ -62,6 +62,7 @@ type Driver struct {
 	version version
 	// processor is the host's, if guests see it: with KVM.
 	processor string
+	features  []string // see hostFeatures
 	tscKHz    int
 	images    *images
 	root      *launch.Root    // what VMMs see of the host's files
@@ -80,10 +81,6 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	code := cmp.Or(cfg.CodeMiB, DefaultCodeMiB)
 	if code < MinCodeMiB || code > MaxCodeMiB {
 		return nil, wrenn.Errorf(wrenn.Invalid, "a machine cannot keep %d MiB of translated code: use %d to %d", code, MinCodeMiB, MaxCodeMiB)
-	}
-	processor := ""
-	if cfg.KVM {
-		code, processor = 0, vm.HostProcessor()
 	}
 	path, err := filepath.Abs(cfg.Path)
 	if err != nil {
@@ -104,13 +101,15 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	root, err := rootOf(ctx, path, cfg.KVM)
+	root, err := rootOf(ctx, path)
 	if err != nil {
 		return nil, err
 	}
-	d := &Driver{
-		path: root.ReadOnly[0], kvm: cfg.KVM, codeMiB: code, version: v, processor: processor, tscKHz: khz,
-		images: newImages(), root: root, cgroups: launch.CgroupsLimit(),
+	d := &Driver{path: root.ReadOnly[0], codeMiB: code, version: v, tscKHz: khz, images: newImages(), root: root, cgroups: launch.CgroupsLimit()}
+	if cfg.KVM {
+		if err := d.useKVM(ctx); err != nil {
+			return nil, err
+		}
 	}
 	if d.cgroups {
 		if err := launch.SweepCgroups(); err != nil {
@@ -118,6 +117,14 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 		}
 	}
 	return d, nil
+}
+
+// useKVM makes it the driver with KVM.
+func (d *Driver) useKVM(ctx context.Context) (err error) {
+	d.kvm, d.codeMiB, d.processor = true, 0, vm.HostProcessor()
+	d.root.Nodes = append(d.root.Nodes, kvmDevice)
+	d.features, err = hostFeatures(ctx, d.path)
+	return err
 }
 
 // Name is "qemu" or "qemu-kvm".
