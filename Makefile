@@ -62,6 +62,10 @@ images: ## write images of control plane and host agent to dist/images, as OCI l
 verify/images: ## check that another directory makes the same images
 	@scripts/verify-images.sh
 
+.PHONY: verify/install
+verify/install: setup ## install, upgrade and remove the package in a booted machine; SUITE=bookworm, trixie (the default) or noble
+	$(AS_ROOT) env PATH="$$PATH" scripts/verify-install.sh $(or $(SUITE),trixie)
+
 .PHONY: verify/dist
 verify/dist: ## check that another directory makes the same tarball, and the package of this architecture
 	@scripts/verify-dist.sh

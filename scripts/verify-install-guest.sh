@@ -75,6 +75,7 @@ apt-get install -y -q /root/0.0.2.deb
 wrenn up --install
 answers
 wrenn sandbox list
+wrenn sandbox resume kept
 kept
 wrenn sandbox kill kept
 apt-get purge -y -q wrenn
