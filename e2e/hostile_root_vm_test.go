@@ -28,22 +28,22 @@ const hostMemory = 512 << 20
 type hostile struct {
 	*stack
 	id        string // of the hostile guest
-	neighbour *client.Client
-	beside    string // the id of the neighbour's sandbox
+	neighbor *client.Client
+	beside    string // the id of the neighbor's sandbox
 	trap      *trap
 }
 
 // TestHostileGuest lets a guest attack the host and its network, use up all it has, and
-// answer in envd's place. A neighbour works, the host's memory stays bounded, the guest
+// answer in envd's place. A neighbor works, the host's memory stays bounded, the guest
 // can be deleted, and nothing is left.
 func TestHostileGuest(t *testing.T) {
 	h := &hostile{stack: newStack(t, "whost", "10.232.0.0/16"), trap: setTrap(t)}
-	out, err := h.command(t, "key", "neighbour", "test").Output()
+	out, err := h.command(t, "key", "neighbor", "test").Output()
 	testkit.Must(t, err)
-	h.neighbour, err = client.New(client.Config{URL: h.url, Key: strings.TrimSpace(string(out))})
+	h.neighbor, err = client.New(client.Config{URL: h.url, Key: strings.TrimSpace(string(out))})
 	testkit.Must(t, err)
 	h.id = h.made(t, "hostile").ID
-	sb, err := h.neighbour.CreateSandbox(t.Context(), client.CreateSandbox{MemoryMB: 128, Timeout: client.Never})
+	sb, err := h.neighbor.CreateSandbox(t.Context(), client.CreateSandbox{MemoryMB: 128, Timeout: client.Never})
 	testkit.Must(t, err)
 	h.beside = sb.ID
 
@@ -51,7 +51,7 @@ func TestHostileGuest(t *testing.T) {
 	t.Run("floods", h.testFloods)
 	t.Run("in place of envd", h.testInPlaceOfEnvd)
 	h.checkMemory(t)
-	testkit.Must(t, h.neighbour.DeleteSandbox(t.Context(), h.beside))
+	testkit.Must(t, h.neighbor.DeleteSandbox(t.Context(), h.beside))
 	h.clean(t, "hostile") // deletes the hostile one
 }
 
@@ -94,16 +94,18 @@ func (h *hostile) testClosed(t *testing.T) {
 func (h *hostile) testFloods(t *testing.T) {
 	h.works(t)
 	idle := h.round(t)
-	h.attack(t, `for flood in 'while :; do :; done' 'while :; do tail /dev/zero; done' 'while :; do dd if=/dev/zero of=/full bs=1M; done' \
-'bomb() { bomb | bomb & }; bomb; sleep 1000' \
-'while :; do for n in 1 2 3 4 5 6 7 8; do (: >/dev/tcp/198.51.100.$n/80) & (: >/dev/udp/198.51.100.$n/53) & done; done'; do
-setsid bash -c "$flood" >/dev/null 2>&1 </dev/null & done
-until [ -s /full ]; do :; done`)
+	h.attack(t, `flood() { setsid bash -c "$1" >/dev/null 2>&1 </dev/null & }
+flood 'while :; do dd if=/dev/zero of=/full bs=1M; done'
+until [ -s /full ]; do :; done # from here on nothing is certain to run in this guest
+flood 'while :; do :; done'
+flood 'while :; do for n in 1 2 3 4 5 6 7 8; do (: >/dev/tcp/198.51.100.$n/80) & (: >/dev/udp/198.51.100.$n/53) & done; done'
+flood 'while :; do tail /dev/zero; done'
+flood 'bomb() { bomb | bomb & }; bomb; sleep 1000'`)
 	var longest time.Duration
 	for range 20 {
 		longest = max(longest, h.round(t))
 	}
-	t.Logf("a round of the neighbour took at most %s, idle %s: %.1f times as long", longest, idle, float64(longest)/float64(idle))
+	t.Logf("a round of the neighbor took at most %s, idle %s: %.1f times as long", longest, idle, float64(longest)/float64(idle))
 	h.checkMemory(t)
 	testkit.Must(t, h.api.DeleteSandbox(t.Context(), h.id))
 	h.id = h.made(t, "hostile").ID
@@ -150,27 +152,27 @@ func (h *hostile) call(ctx context.Context, n int) error {
 	}
 }
 
-// works fails unless a command and a file of the neighbour come back.
+// works fails unless a command and a file of the neighbor come back.
 func (h *hostile) works(t *testing.T) {
 	t.Helper()
 	h.round(t)
 }
 
-// round runs a command and writes and reads a file at the neighbour's, and returns how long it took.
+// round runs a command and writes and reads a file at the neighbor's, and returns how long it took.
 func (h *hostile) round(t *testing.T) time.Duration {
 	t.Helper()
 	began := time.Now()
-	r, err := h.neighbour.Exec(t.Context(), h.beside, client.Command{Cmd: "echo", Args: []string{"here"}})
+	r, err := h.neighbor.Exec(t.Context(), h.beside, client.Command{Cmd: "echo", Args: []string{"here"}})
 	if err != nil || string(r.Stdout) != "here\n" {
-		t.Fatalf("a command of the neighbour: %+v, %v", r, err)
+		t.Fatalf("a command of the neighbor: %+v, %v", r, err)
 	}
 	content := bytes.Repeat([]byte("wrenn"), 100_000)
-	testkit.Must(t, h.neighbour.WriteFile(t.Context(), h.beside, "/tmp/file", bytes.NewReader(content), client.FileOptions{}))
-	body, err := h.neighbour.ReadFile(t.Context(), h.beside, "/tmp/file", client.FileOptions{})
+	testkit.Must(t, h.neighbor.WriteFile(t.Context(), h.beside, "/tmp/file", bytes.NewReader(content), client.FileOptions{}))
+	body, err := h.neighbor.ReadFile(t.Context(), h.beside, "/tmp/file", client.FileOptions{})
 	testkit.Must(t, err)
 	defer body.Close()
 	if got, err := io.ReadAll(body); err != nil || sha256.Sum256(got) != sha256.Sum256(content) {
-		t.Fatalf("a file of the neighbour came back with %d bytes, %v", len(got), err)
+		t.Fatalf("a file of the neighbor came back with %d bytes, %v", len(got), err)
 	}
 	return time.Since(began)
 }
