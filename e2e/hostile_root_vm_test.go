@@ -27,10 +27,10 @@ const hostMemory = 512 << 20
 // hostile is a guest that attacks, beside one of another team that works.
 type hostile struct {
 	*stack
-	id        string // of the hostile guest
+	id       string // of the hostile guest
 	neighbor *client.Client
-	beside    string // the id of the neighbor's sandbox
-	trap      *trap
+	beside   string // the id of the neighbor's sandbox
+	trap     *trap
 }
 
 // TestHostileGuest lets a guest attack the host and its network, use up all it has, and
