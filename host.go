@@ -127,6 +127,7 @@ type ObservedSandbox struct {
 	Stored       Stored        // where a paused sandbox is stored besides
 	Epoch        Epoch         // of its placement; 0 is not known
 	SupersededBy Epoch         // see PauseOptions
+	NewestStored *Checkpoint   // the newest of its checkpoints that is stored; nil for none
 }
 
 // StoredSandbox is what a host fetches of a sandbox from the snapshot store.

@@ -72,7 +72,11 @@ type Sandbox struct {
 	// MovedKey is what another host has fetched last; an earlier host's copy is void.
 	MovedKey string
 	// Stored is where a paused one is besides its host; zero when nowhere.
-	Stored   Stored
+	Stored Stored
+	// OnHostLoss is what becomes of it when it runs and its host is lost; "" is FailOnHostLoss.
+	OnHostLoss OnHostLoss
+	// Newest is the newest of its checkpoints that is stored; zero for none.
+	Newest   StoredCheckpoint
 	Parent   SandboxID // the sandbox that it was forked from; "" for none
 	Metadata map[string]string
 	// Requires are labels that its host must have, and a zone; see package scheduler.
@@ -114,6 +118,39 @@ type SandboxSpec struct {
 	Secrets SecretValues
 	Team    TeamID // owns what is stored of the sandbox; "" has it not stored
 	Epoch   Epoch  // of its placement on its host
+	// CheckpointEvery is how often its host makes a checkpoint of it while it is used, by
+	// itself; 0 is never.
+	CheckpointEvery time.Duration
+}
+
+// OnHostLoss is what becomes of a running sandbox when an operator says that its host is lost.
+type OnHostLoss string
+
+// The values of OnHostLoss.
+const (
+	FailOnHostLoss    OnHostLoss = "fail"
+	RestoreOnHostLoss OnHostLoss = "restore" // from its newest stored checkpoint, on another host
+)
+
+// StoredCheckpoint is a checkpoint in the snapshot store.
+type StoredCheckpoint struct {
+	ID     CheckpointID
+	Stored Stored
+}
+
+// The bounds of SandboxSpec.CheckpointEvery.
+const (
+	MinCheckpointEvery = time.Minute
+	MaxCheckpointEvery = 24 * time.Hour
+)
+
+// CheckCheckpointEvery returns an Invalid error unless d can be how often a checkpoint of a
+// sandbox is made; 0 is never.
+func CheckCheckpointEvery(d time.Duration) error {
+	if d != 0 && (d < MinCheckpointEvery || d > MaxCheckpointEvery) {
+		return Errorf(Invalid, "a checkpoint is made every %s to %s, not every %s; 0 is never", MinCheckpointEvery, MaxCheckpointEvery, d)
+	}
+	return nil
 }
 
 // Epoch numbers the placements of a sandbox on hosts, from FirstEpoch: the one with the
@@ -266,6 +303,8 @@ type Checkpoint struct {
 	SizeBytes int64        `json:"bytes"` // on its host's disk, including what it shares with others
 	// Stored is where it is in the snapshot store; zero while it is on its host alone.
 	Stored Stored `json:"stored,omitzero"`
+	// Automatic means that its host made it by itself, see SandboxSpec.CheckpointEvery.
+	Automatic bool `json:"automatic,omitempty"`
 }
 
 // TeamID names the owner of sandboxes and keys: a UUID.

@@ -20,7 +20,7 @@ func CreateRequest(id wrenn.SandboxID, spec wrenn.SandboxSpec) *pb.CreateSandbox
 		TimeoutSec: seconds(spec.Timeout), OnTimeout: onTimeouts[spec.OnTimeout], AutoResume: spec.AutoResume, Env: spec.Env,
 		AccessToken: spec.AccessToken, Volumes: volumes(spec.Volumes), TimeoutAbsolute: spec.Absolute,
 		NetworkPolicy: NetworkPolicy(spec.Network), Secrets: secretValues(spec.Secrets), Team: string(spec.Team), TemplateKey: spec.BuildKey,
-		Epoch: epoch(spec.Epoch),
+		Epoch: epoch(spec.Epoch), CheckpointEverySec: seconds(spec.CheckpointEvery),
 	}
 }
 
@@ -48,7 +48,7 @@ func ParseCreateRequest(msg *pb.CreateSandboxRequest) (wrenn.SandboxID, wrenn.Sa
 		Template: msg.GetTemplate(), Size: parseSandboxSize(msg), DiskMiB: int(msg.GetDiskMb()),
 		EndOfLife:  wrenn.EndOfLife{Timeout: parseSeconds(msg.GetTimeoutSec()), Absolute: msg.GetTimeoutAbsolute()},
 		AutoResume: msg.GetAutoResume(), Env: msg.GetEnv(), AccessToken: msg.GetAccessToken(), Team: wrenn.TeamID(msg.GetTeam()),
-		Secrets: parseSecretValues(msg.GetSecrets()), BuildKey: msg.GetTemplateKey(), Epoch: parseEpoch(msg.GetEpoch()),
+		Secrets: parseSecretValues(msg.GetSecrets()), BuildKey: msg.GetTemplateKey(), Epoch: parseEpoch(msg.GetEpoch()), CheckpointEvery: parseSeconds(msg.GetCheckpointEverySec()),
 	}
 	id, err := wrenn.ParseSandboxID(msg.GetSandboxId())
 	if err != nil {
@@ -311,7 +311,22 @@ func sandboxInfo(sb *wrenn.ObservedSandbox) *pb.SandboxInfo {
 		CreatedAtUnix: sb.CreatedAt.Unix(), LastActiveAtUnix: sb.LastActiveAt.Unix(), Version: sb.Version,
 		Unresponsive: unresponsive(sb.Unresponsive), EndCause: endCauses[sb.EndCause],
 		StoredAt: storedAt(sb.Stored), StoredKey: sb.Stored.Key, Epoch: epoch(sb.Epoch), SupersededBy: epoch(sb.SupersededBy),
+		NewestStored: newestStored(sb.NewestStored),
 	}
+}
+
+func newestStored(c *wrenn.Checkpoint) *pb.Checkpoint {
+	if c == nil {
+		return nil
+	}
+	return Checkpoint(*c)
+}
+
+func parseNewestStored(msg *pb.Checkpoint) *wrenn.Checkpoint {
+	if msg == nil {
+		return nil
+	}
+	return new(ParseCheckpoint(msg))
 }
 
 func storedAt(s wrenn.Stored) *timestamppb.Timestamp {
@@ -398,6 +413,7 @@ func parseSandboxInfo(msg *pb.SandboxInfo) wrenn.ObservedSandbox {
 		CreatedAt: time.Unix(msg.GetCreatedAtUnix(), 0).UTC(), LastActiveAt: time.Unix(msg.GetLastActiveAtUnix(), 0).UTC(),
 		Version: msg.GetVersion(), Unresponsive: parseUnresponsive(msg.GetUnresponsive()), EndCause: parseEndCause(msg.GetEndCause()),
 		Stored: parseStored(msg), Epoch: parseEpoch(msg.GetEpoch()), SupersededBy: parseEpoch(msg.GetSupersededBy()),
+		NewestStored: parseNewestStored(msg.GetNewestStored()),
 	}
 }
 
@@ -485,7 +501,7 @@ func ParseForkResults(msg *pb.ForkSandboxResponse) (from wrenn.CheckpointID, res
 func Checkpoint(c wrenn.Checkpoint) *pb.Checkpoint {
 	return &pb.Checkpoint{
 		Id: string(c.ID), Parent: string(c.Parent), Name: c.Name, CreatedAtUnixMs: c.CreatedAt.UnixMilli(), SizeBytes: size(c.SizeBytes),
-		StoredAt: storedAt(c.Stored), StoredKey: c.Stored.Key,
+		StoredAt: storedAt(c.Stored), StoredKey: c.Stored.Key, Automatic: c.Automatic,
 	}
 }
 
@@ -494,7 +510,7 @@ func ParseCheckpoint(msg *pb.Checkpoint) wrenn.Checkpoint {
 	return wrenn.Checkpoint{
 		ID: wrenn.CheckpointID(Text(msg.GetId())), Parent: wrenn.CheckpointID(Text(msg.GetParent())), Name: Text(msg.GetName()),
 		CreatedAt: time.UnixMilli(msg.GetCreatedAtUnixMs()).UTC(), SizeBytes: parseSize(msg.GetSizeBytes()),
-		Stored: parseStored(msg),
+		Stored: parseStored(msg), Automatic: msg.GetAutomatic(),
 	}
 }
 

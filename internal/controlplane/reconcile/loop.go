@@ -43,6 +43,8 @@ type Store interface {
 	Layers(ctx context.Context, rows []wrenn.Sandbox) error
 	// SetUnresponsive shows whether the guest answers; nil means that it does.
 	SetUnresponsive(ctx context.Context, row *wrenn.Sandbox, u *wrenn.Unresponsive) error
+	// SetNewestCheckpoint shows the newest checkpoint that is stored.
+	SetNewestCheckpoint(ctx context.Context, row *wrenn.Sandbox, newest wrenn.StoredCheckpoint) error
 	// SetEpoch shows the epoch of the sandbox on the row's host, if it is a later one.
 	SetEpoch(ctx context.Context, row *wrenn.Sandbox, epoch wrenn.Epoch) error
 	// SetStored shows where a paused sandbox is stored.
@@ -325,6 +327,8 @@ func (l *Loop) do(ctx context.Context, host Host, a Action) error {
 		first = func() error {
 			return host.Pause(ctx, a.Row.ID, wrenn.PauseOptions{Hold: true, Guest: wrenn.PauseIfAble, SupersededBy: a.Row.Epoch})
 		}
+	case SetNewest:
+		first = func() error { return l.cfg.Store.SetNewestCheckpoint(ctx, &a.Row, a.Newest) }
 	case SetEpoch:
 		first = func() error { return l.cfg.Store.SetEpoch(ctx, &a.Row, a.Epoch) }
 	case Extend:

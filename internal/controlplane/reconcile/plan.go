@@ -31,6 +31,7 @@ const (
 	SetStored   Kind = "stored"      // show in the row where the paused sandbox is stored
 	Drop        Kind = "drop"        // remove a copy of a stored sandbox that another host has, if the row is still as it was
 	Supersede   Kind = "supersede"   // pause a copy of an earlier epoch, and have its host refuse all calls that name an epoch
+	SetNewest   Kind = "checkpoint"  // show in the row its newest checkpoint that is stored
 	SetEpoch    Kind = "epoch"       // show in the row the epoch that its host has
 )
 
@@ -39,10 +40,11 @@ type Action struct {
 	Kind         Kind
 	Row          wrenn.Sandbox // as it was read: compare-and-set goes by its version
 	To           wrenn.State
-	Reason       string              // for the user
-	Cause        wrenn.EndCause      // why it ends; "" keeps the row's
-	Unresponsive *wrenn.Unresponsive // of a Condition
-	Stored       wrenn.Stored        // of a SetStored
+	Reason       string                 // for the user
+	Cause        wrenn.EndCause         // why it ends; "" keeps the row's
+	Unresponsive *wrenn.Unresponsive    // of a Condition
+	Stored       wrenn.Stored           // of a SetStored
+	Newest       wrenn.StoredCheckpoint // of a SetNewest
 	// Epoch is that of the sandbox on the host, which a call to the host means, and a
 	// SetEpoch writes; 0 compares nothing.
 	Epoch wrenn.Epoch
@@ -302,6 +304,9 @@ func (r *Result) live(row *Row, seen wrenn.ObservedSandbox, asOf time.Time, grac
 	case seen.Stored.IsOf(row.Team): // which is shown once the row is paused
 		r.Again = true
 	}
+	if state == row.State && !state.InTransition() {
+		r.newest(row, seen.NewestStored)
+	}
 	if state == wrenn.Running && state == row.State && !sameCondition(seen.Unresponsive, row.Unresponsive) {
 		r.Actions = append(r.Actions, Action{Kind: Condition, Row: row.Sandbox, Unresponsive: seen.Unresponsive})
 	}
@@ -314,6 +319,19 @@ func (r *Result) stored(row *Row, seen wrenn.Stored) {
 		return
 	}
 	r.Actions = append(r.Actions, Action{Kind: SetStored, Row: row.Sandbox, Stored: seen})
+}
+
+// newest plans for the newest stored checkpoint that a host reports. One of another team
+// is ignored.
+func (r *Result) newest(row *Row, seen *wrenn.Checkpoint) {
+	var newest wrenn.StoredCheckpoint
+	if seen != nil {
+		newest = wrenn.StoredCheckpoint{ID: seen.ID, Stored: seen.Stored}
+	}
+	if newest.Stored.Key != "" && !newest.Stored.IsOf(row.Team) || newest.ID == row.Newest.ID && newest.Stored.Key == row.Newest.Stored.Key {
+		return
+	}
+	r.Actions = append(r.Actions, Action{Kind: SetNewest, Row: row.Sandbox, Newest: newest})
 }
 
 // sameCondition reports whether both answer, or neither since the same time. The

@@ -26,6 +26,8 @@ type CreateSandbox struct {
 	Metadata map[string]string
 	Requires map[string]string // labels that its host must have; zone asks for a zone
 	Ingress  wrenn.Ingress
+	// OnHostLoss is what becomes of it when it runs and its host is lost.
+	OnHostLoss wrenn.OnHostLoss
 }
 
 // CreateSandbox returns when the sandbox runs. When ctx ends before, what was
@@ -85,7 +87,7 @@ func (s *Sandboxes) createWithID(ctx context.Context, c Caller, id wrenn.Sandbox
 
 // describe returns the row of a requested sandbox with that id, without its team, template and host.
 func (l Limits) describe(id wrenn.SandboxID, req CreateSandbox) (wrenn.Sandbox, error) {
-	sb := wrenn.Sandbox{ID: id, Metadata: req.Metadata, Requires: req.Requires, SandboxSpec: req.SandboxSpec, Ingress: req.Ingress}
+	sb := wrenn.Sandbox{ID: id, Metadata: req.Metadata, Requires: req.Requires, SandboxSpec: req.SandboxSpec, Ingress: req.Ingress, OnHostLoss: cmp.Or(req.OnHostLoss, wrenn.FailOnHostLoss)}
 	sb.Size, sb.OnTimeout = sb.OrDefault(), cmp.Or(sb.OnTimeout, wrenn.DestroyOnTimeout)
 	var err error
 	if sb.Timeout, err = l.timeout(req.Timeout, defaultTimeout); err != nil {
@@ -95,7 +97,13 @@ func (l Limits) describe(id wrenn.SandboxID, req CreateSandbox) (wrenn.Sandbox, 
 		return sb, wrenn.Errorf(wrenn.Invalid, "invalid action at the timeout %.20q: use %s, %s or %s",
 			string(sb.OnTimeout), wrenn.DestroyOnTimeout, wrenn.PauseOnTimeout, wrenn.PauseDiskOnTimeout)
 	}
-	return sb, cmp.Or(l.checkSize(sb.Size), checkMetadata(sb.Metadata), wrenn.CheckLabels(sb.Requires), wrenn.CheckEnv(sb.Env), sb.Network.Check(), sb.Ingress.Check(), wrenn.CheckVolumes(sb.Volumes))
+	if sb.OnHostLoss != wrenn.FailOnHostLoss && sb.OnHostLoss != wrenn.RestoreOnHostLoss {
+		return sb, wrenn.Errorf(wrenn.Invalid, "invalid on_host_loss %.20q: use %s or %s", string(sb.OnHostLoss), wrenn.FailOnHostLoss, wrenn.RestoreOnHostLoss)
+	}
+	if len(sb.Volumes) > 0 && (sb.OnHostLoss == wrenn.RestoreOnHostLoss || sb.CheckpointEvery > 0) {
+		return sb, wrenn.Errorf(wrenn.Invalid, "a sandbox with volumes is not stored, so it can have no on_host_loss of %s and no checkpoint_every: its volumes are on one host", wrenn.RestoreOnHostLoss)
+	}
+	return sb, cmp.Or(wrenn.CheckCheckpointEvery(sb.CheckpointEvery), l.checkSize(sb.Size), checkMetadata(sb.Metadata), wrenn.CheckLabels(sb.Requires), wrenn.CheckEnv(sb.Env), sb.Network.Check(), sb.Ingress.Check(), wrenn.CheckVolumes(sb.Volumes))
 }
 
 // create makes the sandbox of a new row on the reserved host. A host that

@@ -98,7 +98,7 @@ func describeCopies(parent *wrenn.Sandbox, req ForkSandbox) []wrenn.Sandbox {
 	for i := range copies {
 		copies[i] = wrenn.Sandbox{
 			ID: wrenn.NewSandboxID(), Parent: parent.ID, Team: parent.Team, Host: parent.Host,
-			SandboxSpec: parent.SandboxSpec, Metadata: parent.Metadata, Requires: parent.Requires, Reason: "copies are made on the host of their parent",
+			SandboxSpec: parent.SandboxSpec, Metadata: parent.Metadata, Requires: parent.Requires, OnHostLoss: parent.OnHostLoss, Reason: "copies are made on the host of their parent",
 		}
 		if req.Metadata != nil {
 			copies[i].Metadata = req.Metadata

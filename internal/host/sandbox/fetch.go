@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"wrenn"
 	"wrenn/internal/durable"
@@ -62,6 +63,10 @@ func (m *Manager) adoptFetched(ctx context.Context, j *journal.Journal, dir stri
 		err = j.Commit(durable.WriteFile, func(j *journal.Journal) {
 			j.Stored = &journal.Stored{Snapshot: j.Snapshot, Stored: wrenn.StoredNow(from.Key)}
 			j.Epoch = from.Epoch
+			if i := j.Checkpoint(wrenn.CheckpointID(j.Snapshot)); i >= 0 { // what was fetched is a checkpoint
+				j.Checkpoints = slices.Clone(j.Checkpoints)
+				j.Checkpoints[i].Stored = j.Stored.Stored
+			}
 		})
 	}
 	if err != nil {

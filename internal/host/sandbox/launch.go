@@ -157,6 +157,7 @@ func (s locked) enter() error {
 		j.DiskMiB = req.DiskMiB
 		j.AutoResume, j.Network, j.Authority, j.Parent = req.AutoResume, req.Network, authority, req.parent
 		j.AccessToken, j.Volumes, j.Team, j.Epoch = s.owner.AccessToken, req.Volumes, req.Team, req.Epoch
+		j.CheckpointEvery = req.CheckpointEvery
 	}))
 	return s.at("directory made")
 }

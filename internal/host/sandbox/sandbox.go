@@ -63,7 +63,7 @@ func newSandbox(h *host, req request) *Sandbox {
 func revive(h *host, j *journal.Journal) *Sandbox {
 	s := newSandbox(h, request{id: j.ID, parent: j.Parent, authority: j.Authority, SandboxSpec: wrenn.SandboxSpec{
 		Template: j.Template, Size: j.Size, EndOfLife: wrenn.EndOfLife{Timeout: j.Timeout, OnTimeout: j.OnTimeout, Absolute: j.Absolute}, AutoResume: j.AutoResume, AccessToken: j.AccessToken,
-		Volumes: j.Volumes, Network: j.Network, DiskMiB: j.DiskMiB, Team: j.Team,
+		Volumes: j.Volumes, Network: j.Network, DiskMiB: j.DiskMiB, Team: j.Team, CheckpointEvery: j.CheckpointEvery,
 	}})
 	s.journal.open(j)
 	s.state.setNetwork(j.Network, wrenn.SecretValues{}, j.Authority)
@@ -93,6 +93,7 @@ func (s *Sandbox) Info() Info {
 	info := Info{ObservedSandbox: wrenn.ObservedSandbox{ID: s.id, Template: spec.Template, Size: spec.Size, DiskMiB: spec.DiskMiB, EndOfLife: spec.EndOfLife, AutoResume: spec.AutoResume}}
 	s.state.fill(&info)
 	info.Epoch, info.SupersededBy = s.journal.epochs()
+	info.NewestStored = s.journal.newestStored()
 	if info.Status == StatusPaused {
 		info.Stored = s.journal.stored()
 	}

@@ -37,6 +37,8 @@ type Agent struct {
 	Copy func(ctx context.Context, id string) error
 	// NoCheckpointForks makes it as a host that does not know copies of checkpoints.
 	NoCheckpointForks bool
+	// NoBuildPolicies makes it as a host whose builds follow no network policy.
+	NoBuildPolicies bool
 	// Sent, if set, is called with the size of each piece of output that was sent.
 	Sent func(n int)
 	// HasStore has the host fetch sandboxes.
@@ -284,6 +286,17 @@ func (a *Agent) Store(id wrenn.SandboxID, key string) {
 	})
 }
 
+// StoreCheckpoint shows a checkpoint of a sandbox as stored at key.
+func (a *Agent) StoreCheckpoint(id wrenn.SandboxID, cp wrenn.CheckpointID, key string) {
+	_ = a.locked(func() error { // never fails
+		if b := a.sandboxes[string(id)]; b != nil {
+			b.info.NewestStored = &hostagentv1.Checkpoint{Id: string(cp), StoredAt: timestamppb.Now(), StoredKey: key}
+		}
+		return nil
+	})
+	a.Announce()
+}
+
 // FetchSandbox makes a paused sandbox, if it has a store.
 func (a *Agent) FetchSandbox(ctx context.Context, req *hostagentv1.FetchSandboxRequest) (*hostagentv1.FetchSandboxResponse, error) {
 	err := a.with(ctx, "FetchSandbox", req.GetSandboxId(), func() error {
@@ -409,7 +422,7 @@ func copyOf(i *hostagentv1.SandboxInfo) *hostagentv1.SandboxInfo {
 		SandboxId: i.SandboxId, Status: i.Status, Template: i.Template, Vcpus: i.Vcpus, MemoryMb: i.MemoryMb, TimeoutSec: i.TimeoutSec,
 		CreatedAtUnix: i.CreatedAtUnix, LastActiveAtUnix: i.LastActiveAtUnix, Reason: i.Reason, Version: i.Version,
 		OnTimeout: i.OnTimeout, AutoResume: i.AutoResume, Unresponsive: i.Unresponsive, EndCause: i.EndCause,
-		StoredAt: i.StoredAt, StoredKey: i.StoredKey, NetworkPolicy: i.NetworkPolicy, SecretsTag: i.SecretsTag, Epoch: i.Epoch, SupersededBy: i.SupersededBy,
+		StoredAt: i.StoredAt, StoredKey: i.StoredKey, NetworkPolicy: i.NetworkPolicy, SecretsTag: i.SecretsTag, Epoch: i.Epoch, SupersededBy: i.SupersededBy, NewestStored: i.NewestStored,
 	}
 }
 

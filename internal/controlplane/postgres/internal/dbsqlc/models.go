@@ -152,6 +152,11 @@ type Sandbox struct {
 	MovingNote         string
 	MovedKey           string
 	Epoch              int64
+	OnHostLoss         string
+	CheckpointEverySec int32
+	CheckpointID       string
+	CheckpointKey      string
+	CheckpointAt       *time.Time
 }
 
 type SandboxEvent struct {
