@@ -77,7 +77,7 @@ type (
 // dropPassword removes what a host gets as a secret alone.
 func dropPassword(p wrenn.NetworkPolicy) {
 	if p.Proxy != nil {
-		p.Proxy.Sealed, p.Proxy.Password = nil, ""
+		p.Proxy.Sealed, p.Proxy.SealedKey, p.Proxy.Password = nil, "", ""
 	}
 }
 
@@ -151,8 +151,9 @@ func TestRoundTrip(t *testing.T) {
 			w.Login = wrenn.RegistryLogin{}
 		}
 		if w.Spec.From.Sandbox != "" {
-			w.Spec = wrenn.TemplateSpec{From: w.Spec.From} // which has the rest
+			w.Spec, w.Network = wrenn.TemplateSpec{From: w.Spec.From}, wrenn.NetworkPolicy{} // which has the rest
 		}
+		dropPassword(w.Network)
 	})
 	roundTrip(t, "build event", hostwire.BuildEvent, never(hostwire.ParseBuildEvent), nil)
 }
