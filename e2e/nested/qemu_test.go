@@ -18,7 +18,7 @@ const qemuTests = "/qemu.test"
 // outside; what is left for here depends on where the guest's processor, its clock and
 // its interrupt controllers are.
 func TestQEMU(t *testing.T) {
-	runInL1(t, func(root, _ string) l1.Plan {
+	runInL1(t, amdWithoutXSAVE, func(root, _ string) l1.Plan {
 		env := append(putGuest(t, root), "WRENN_CI=1", "WRENN_TEST_KVM=1", "WRENN_TEST_QEMU="+putQEMU(t, root))
 		putTests(t, root, map[string]string{qemuTests: "wrenn/internal/vm/qemu", hostTests: "wrenn/e2e"})
 		return l1.Plan{Programs: programs([]run{

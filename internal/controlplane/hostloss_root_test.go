@@ -4,7 +4,9 @@ package controlplane
 
 import (
 	"errors"
+	"strings"
 	"testing"
+	"time"
 
 	"wrenn/client"
 	"wrenn/internal/host/server/agenttest"
@@ -29,8 +31,15 @@ func TestSandboxOfALostHost(t *testing.T) {
 		reached(t, c, id)
 	}
 	testkit.Must(t, c.DeleteSandbox(t.Context(), onlyOn(t, c, "h2")))
-	sb, err := c.CreateSandbox(t.Context(), client.CreateSandbox{OnHostLoss: client.RestoreOnHostLoss})
+	sb, err := c.CreateSandbox(t.Context(), client.CreateSandbox{OnHostLoss: client.RestoreOnHostLoss, CheckpointEvery: time.Hour})
 	testkit.Must(t, err)
+	if sb.OnHostLoss != client.RestoreOnHostLoss || sb.CheckpointEverySec != 3600 {
+		t.Errorf("made: %+v", sb)
+	}
+	_, err = c.CreateSandbox(t.Context(), client.CreateSandbox{CheckpointEvery: time.Second})
+	if err == nil || !strings.Contains(err.Error(), "60") && !strings.Contains(err.Error(), "1m0s") {
+		t.Errorf("a checkpoint every second: %v", err)
+	}
 	made, err := c.CreateCheckpoint(t.Context(), sb.ID, "before")
 	testkit.Must(t, err)
 	testkit.WaitNoError(t, "the checkpoint is stored", func() error {

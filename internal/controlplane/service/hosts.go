@@ -143,7 +143,7 @@ func afterLoss(sb *wrenn.Sandbox) postgres.Move {
 func whyLost(sb *wrenn.Sandbox) string {
 	switch {
 	case sb.Newest.ID != "":
-		return reasonHostLost + "; its newest checkpoint in the snapshot store is " + string(sb.Newest.ID) + " of " + sb.Newest.Stored.At.UTC().Format(time.RFC3339) + ", from which it was not to be restored (on_host_loss)"
+		return reasonHostLost + "; its newest checkpoint in the snapshot store is " + string(sb.Newest.ID) + " of " + sb.Newest.Stored.At.UTC().Format(time.RFC3339)
 	case sb.OnHostLoss == wrenn.RestoreOnHostLoss:
 		return reasonHostLost + ", and no checkpoint of it was in the snapshot store"
 	}

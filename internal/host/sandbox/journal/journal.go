@@ -259,11 +259,11 @@ func (j *Journal) Instances() []*Instance {
 	return slices.DeleteFunc([]*Instance{j.Instance, j.Other}, func(i *Instance) bool { return i == nil })
 }
 
-// NewestStored returns the newest checkpoint that is stored, nil for none.
+// NewestStored returns the newest checkpoint that is stored, nil for none. It is not changed.
 func (j *Journal) NewestStored() *wrenn.Checkpoint {
-	for _, c := range slices.Backward(j.Checkpoints) {
-		if c.Stored.Key != "" {
-			return &c
+	for i := range slices.Backward(j.Checkpoints) {
+		if c := &j.Checkpoints[i]; c.Stored.Key != "" {
+			return c
 		}
 	}
 	return nil
