@@ -205,7 +205,8 @@ func (d *dash) network(t *testing.T, box string) {
 	_, err = d.client.SetNetwork(t.Context(), box, client.NetworkPolicy{Headers: headers})
 	testkit.Must(t, err)
 	d.do(t, `location.hash = "#/sandboxes/%s/network"; await shows("Connections"); await shows("8.8.8.0/24"); await shows("api.example.com X-Team: birds");
-		await press("denied"); await fill("Allow", "1.1.1.1"); await press("Set the policy"); await shows("The network policy is set");`, box)
+		await press("denied"); await fill("Allow", "1.1.1.1"); await press("Set the policy"); await shows("The network policy is set");
+		await until("the team's policy, still", () => document.querySelector("dl.layers").innerText.includes("8.8.8.0/24"));`, box)
 	policy, err := d.client.Network(t.Context(), box)
 	testkit.Must(t, err)
 	if policy.Default != client.DenyByDefault || !slices.Equal(policy.Allow, []string{"1.1.1.1"}) || !reflect.DeepEqual(policy.Headers, headers) {
