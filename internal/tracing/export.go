@@ -43,13 +43,21 @@ func (e Export) Check(problems *config.Problems) {
 		}
 		return
 	}
-	u, err := url.Parse(e.Endpoint)
-	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.RawQuery != "" {
-		problems.Addf("traces.endpoint: use a URL such as http://127.0.0.1:4318, without user, password and query; keys are for headers_file")
+	if err := e.CheckEndpoint(); err != nil {
+		problems.Addf("traces.endpoint: %w", err)
 	}
 	if _, err := e.headers(); err != nil {
 		problems.Addf("traces.headers_file: %w", err)
 	}
+}
+
+// CheckEndpoint returns what is wrong with the endpoint; "" is right.
+func (e Export) CheckEndpoint() error {
+	u, err := url.Parse(e.Endpoint)
+	if e.Endpoint != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.RawQuery != "") {
+		return errors.New("use a URL such as http://127.0.0.1:4318, without user, password and query; keys are for headers_file of [traces]")
+	}
+	return nil
 }
 
 // maxHeaders bounds the file of headers, in bytes.
