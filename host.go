@@ -125,6 +125,16 @@ type ObservedSandbox struct {
 	Unresponsive *Unresponsive // its guest does not answer; nil when it does, and when it does not run
 	EndCause     EndCause      // why it ended; "" while it lives
 	Stored       Stored        // where a paused sandbox is stored besides
+	Epoch        Epoch         // of its placement; 0 is not known
+	SupersededBy Epoch         // see PauseOptions
+	NewestStored *Checkpoint   // the newest of its checkpoints that is stored; nil for none
+}
+
+// StoredSandbox is what a host fetches of a sandbox from the snapshot store.
+type StoredSandbox struct {
+	Team  TeamID
+	Key   string // see Stored
+	Epoch Epoch  // that it has on the host that fetches it
 }
 
 // Stored is where the snapshot of a paused sandbox, a checkpoint or a template is in the

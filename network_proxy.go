@@ -41,6 +41,8 @@ type EgressProxy struct {
 	HasPassword bool `json:"has_password,omitempty"`
 	// Sealed is the encrypted password. Only the control plane has it.
 	Sealed []byte `json:"sealed,omitempty"`
+	// SealedKey is the id of the key that encrypts it; "" in older rows.
+	SealedKey string `json:"sealed_key,omitempty"`
 	// Password is set between the request of a user and its encryption alone.
 	Password string `json:"-"`
 	// TLS is how TLS is spoken to the proxy; nil: not at all.

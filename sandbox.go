@@ -72,7 +72,11 @@ type Sandbox struct {
 	// MovedKey is what another host has fetched last; an earlier host's copy is void.
 	MovedKey string
 	// Stored is where a paused one is besides its host; zero when nowhere.
-	Stored   Stored
+	Stored Stored
+	// OnHostLoss is what becomes of it when it runs and its host is lost; "" is FailOnHostLoss.
+	OnHostLoss OnHostLoss
+	// Newest is the newest of its checkpoints that is stored; zero for none.
+	Newest   StoredCheckpoint
 	Parent   SandboxID // the sandbox that it was forked from; "" for none
 	Metadata map[string]string
 	// Requires are labels that its host must have, and a zone; see package scheduler.
@@ -113,7 +117,49 @@ type SandboxSpec struct {
 	// Secrets are for the header rules of Network. Rows and journals do not have them.
 	Secrets SecretValues
 	Team    TeamID // owns what is stored of the sandbox; "" has it not stored
+	Epoch   Epoch  // of its placement on its host
+	// CheckpointEvery is how often its host makes a checkpoint of it while it is used, by
+	// itself; 0 is never.
+	CheckpointEvery time.Duration
 }
+
+// OnHostLoss is what becomes of a running sandbox when an operator says that its host is lost.
+type OnHostLoss string
+
+// The values of OnHostLoss.
+const (
+	FailOnHostLoss    OnHostLoss = "fail"
+	RestoreOnHostLoss OnHostLoss = "restore" // from its newest stored checkpoint, on another host
+)
+
+// StoredCheckpoint is a checkpoint in the snapshot store.
+type StoredCheckpoint struct {
+	ID     CheckpointID
+	Stored Stored
+}
+
+// The bounds of SandboxSpec.CheckpointEvery.
+const (
+	MinCheckpointEvery = time.Minute
+	MaxCheckpointEvery = 24 * time.Hour
+)
+
+// CheckCheckpointEvery returns an Invalid error unless d can be how often a checkpoint of a
+// sandbox is made; 0 is never.
+func CheckCheckpointEvery(d time.Duration) error {
+	if d != 0 && (d < MinCheckpointEvery || d > MaxCheckpointEvery) {
+		return Errorf(Invalid, "a checkpoint is made every %s to %s, not every %s; 0 is never", MinCheckpointEvery, MaxCheckpointEvery, d)
+	}
+	return nil
+}
+
+// Epoch numbers the placements of a sandbox on hosts, from FirstEpoch: the one with the
+// highest is the sandbox, and what another host has of it is void. 0 is not known, of
+// agents and control planes before epochs.
+type Epoch int64
+
+// FirstEpoch is that of a new sandbox.
+const FirstEpoch Epoch = 1
 
 // Size is how large a sandbox is. Its JSON form is that of host journals.
 type Size struct {
@@ -161,6 +207,11 @@ type PauseOptions struct {
 	Hold bool
 	// Durable has the control plane wait until the sandbox is stored; hosts ignore it.
 	Durable bool
+	// Epoch, if not 0, is that of the sandbox on its host from now on.
+	Epoch Epoch
+	// SupersededBy, if not 0, is the epoch of a later placement, on another host: the
+	// sandbox refuses all calls that name an epoch.
+	SupersededBy Epoch
 }
 
 // PauseGuest is what a pause does about a guest that does not answer.
@@ -233,6 +284,7 @@ type ForkSpec struct {
 	Tokens map[SandboxID]string // the access tokens of the copies' agents
 	// Checkpoint is the one that they are copies of; "" is the sandbox as it is now.
 	Checkpoint CheckpointID
+	Epoch      Epoch // of each
 }
 
 // ForkResult is what became of one copy of a sandbox.
@@ -251,6 +303,8 @@ type Checkpoint struct {
 	SizeBytes int64        `json:"bytes"` // on its host's disk, including what it shares with others
 	// Stored is where it is in the snapshot store; zero while it is on its host alone.
 	Stored Stored `json:"stored,omitzero"`
+	// Automatic means that its host made it by itself, see SandboxSpec.CheckpointEvery.
+	Automatic bool `json:"automatic,omitempty"`
 }
 
 // TeamID names the owner of sandboxes and keys: a UUID.

@@ -152,6 +152,9 @@ type BuildRequest struct {
 	// BaseKey is where Spec.From.Template is stored, for a host that does not have it;
 	// "" is nowhere.
 	BaseKey string
+	// Network is what the steps and commands may reach. Images come from registries
+	// whatever it says.
+	Network NetworkPolicy
 }
 
 // HostBuilds are the builds that a host has.
@@ -182,6 +185,8 @@ type BuildResult struct {
 	Env       map[string]string
 	Digest    string // of the container image; "" if it was built from none
 	DiskOnly  bool   // there is no memory: sandboxes boot
+	// PolicyFollowed reports that the Network of the request held; older agents do not know it.
+	PolicyFollowed bool
 }
 
 // Template is a name and what it means.

@@ -32,31 +32,45 @@ const Never time.Duration = -1
 
 // Sandbox is a machine.
 type Sandbox struct {
-	ID           string            `json:"id"`
-	State        State             `json:"status"`
-	Reason       string            `json:"reason,omitempty"`       // why it is stopped or failed
-	EndCause     EndCause          `json:"end_cause,omitempty"`    // the same for programs, from stopping on
-	Unresponsive *Unresponsive     `json:"unresponsive,omitempty"` // set while it runs and does not answer
-	StoredAt     time.Time         `json:"stored_at,omitzero"`     // set while it is paused and in the snapshot store as well: since when
-	Template     string            `json:"template"`
-	VCPUs        int               `json:"vcpus"`
-	MemoryMB     int               `json:"memory_mb"`
-	DiskMB       int               `json:"disk_mb"`
-	TimeoutSec   int64             `json:"timeout_sec"` // idle time until OnTimeout happens; 0 means never
-	OnTimeout    OnTimeout         `json:"on_timeout"`
-	AutoResume   bool              `json:"auto_resume"`       // using it while it is paused resumes it
-	Network      *NetworkPolicy    `json:"network,omitempty"` // what it may reach; nil is the whole internet
-	Ports        *Ports            `json:"ports,omitempty"`   // how its ports are reached by HTTP; nil in lists, of copies, and after its end
-	Volumes      []VolumeMount     `json:"volumes,omitempty"`
-	Requires     map[string]string `json:"requires,omitempty"`  // labels that its host must have
-	ParentID     string            `json:"parent_id,omitempty"` // the sandbox that this one was forked from; "" for none
-	Metadata     map[string]string `json:"metadata"`
-	CreatedAt    time.Time         `json:"created_at"`
-	StartedAt    time.Time         `json:"started_at,omitzero"`     // zero until it ran
-	LastActiveAt time.Time         `json:"last_active_at,omitzero"` // zero until it ran
-	EndsAt       time.Time         `json:"ends_at,omitzero"`        // set if the timeout counts whether it is used or not: when it happens
-	UpdatedAt    time.Time         `json:"last_updated"`            // when State last changed
+	ID           string        `json:"id"`
+	State        State         `json:"status"`
+	Reason       string        `json:"reason,omitempty"`       // why it is stopped or failed
+	EndCause     EndCause      `json:"end_cause,omitempty"`    // the same for programs, from stopping on
+	Unresponsive *Unresponsive `json:"unresponsive,omitempty"` // set while it runs and does not answer
+	StoredAt     time.Time     `json:"stored_at,omitzero"`     // set while it is paused and in the snapshot store as well: since when
+	Template     string        `json:"template"`
+	VCPUs        int           `json:"vcpus"`
+	MemoryMB     int           `json:"memory_mb"`
+	DiskMB       int           `json:"disk_mb"`
+	TimeoutSec   int64         `json:"timeout_sec"` // idle time until OnTimeout happens; 0 means never
+	OnTimeout    OnTimeout     `json:"on_timeout"`
+	AutoResume   bool          `json:"auto_resume"` // using it while it is paused resumes it
+	OnHostLoss   OnHostLoss    `json:"on_host_loss,omitempty"`
+	// CheckpointEverySec is how often a checkpoint is made by itself; 0 means never.
+	CheckpointEverySec int64 `json:"checkpoint_every_sec,omitempty"`
+	// CheckpointStoredAt is when the newest checkpoint was stored, from which OnHostLoss restores it.
+	CheckpointStoredAt time.Time         `json:"checkpoint_stored_at,omitzero"`
+	Network            *NetworkPolicy    `json:"network,omitempty"` // what it may reach; nil is the whole internet
+	Ports              *Ports            `json:"ports,omitempty"`   // how its ports are reached by HTTP; nil in lists, of copies, and after its end
+	Volumes            []VolumeMount     `json:"volumes,omitempty"`
+	Requires           map[string]string `json:"requires,omitempty"`  // labels that its host must have
+	ParentID           string            `json:"parent_id,omitempty"` // the sandbox that this one was forked from; "" for none
+	Metadata           map[string]string `json:"metadata"`
+	CreatedAt          time.Time         `json:"created_at"`
+	StartedAt          time.Time         `json:"started_at,omitzero"`     // zero until it ran
+	LastActiveAt       time.Time         `json:"last_active_at,omitzero"` // zero until it ran
+	EndsAt             time.Time         `json:"ends_at,omitzero"`        // set if the timeout counts whether it is used or not: when it happens
+	UpdatedAt          time.Time         `json:"last_updated"`            // when State last changed
 }
+
+// OnHostLoss is what becomes of a running sandbox when an operator says that its host is lost.
+type OnHostLoss string
+
+// The values of OnHostLoss.
+const (
+	FailOnHostLoss    OnHostLoss = "fail"
+	RestoreOnHostLoss OnHostLoss = "restore" // it continues on another host from its newest checkpoint in the snapshot store
+)
 
 // EndCause is why a sandbox ended.
 type EndCause string
@@ -98,29 +112,35 @@ type CreateSandbox struct {
 	// AutoResume makes commands, streams, files and checkpoints resume the
 	// sandbox when it is paused; without it they fail.
 	AutoResume bool
-	Metadata   map[string]string
-	Env        map[string]string // environment variables of every command in the sandbox
-	Network    *NetworkPolicy    // what it may reach; nil is the whole internet
-	Ports      *SetPorts         // who reaches its ports by HTTP, and how; nil is everyone who knows its id
-	Volumes    []VolumeMount     // those that it mounts
+	OnHostLoss OnHostLoss // "" means FailOnHostLoss
+	// CheckpointEvery is how often a checkpoint is made while it is used, in whole seconds,
+	// rounded up; 0 means never.
+	CheckpointEvery time.Duration
+	Metadata        map[string]string
+	Env             map[string]string // environment variables of every command in the sandbox
+	Network         *NetworkPolicy    // what it may reach; nil is the whole internet
+	Ports           *SetPorts         // who reaches its ports by HTTP, and how; nil is everyone who knows its id
+	Volumes         []VolumeMount     // those that it mounts
 	// Requires are labels that its host must have; zone asks for a zone.
 	Requires map[string]string
 }
 
 type createBody struct {
-	Template   string            `json:"template,omitempty"`
-	VCPUs      int               `json:"vcpus,omitempty"`
-	MemoryMB   int               `json:"memory_mb,omitempty"`
-	DiskMB     int               `json:"disk_mb,omitempty"`
-	TimeoutSec *int64            `json:"timeout_sec,omitempty"`
-	OnTimeout  OnTimeout         `json:"on_timeout,omitempty"`
-	AutoResume bool              `json:"auto_resume,omitempty"`
-	Metadata   map[string]string `json:"metadata,omitempty"`
-	Env        map[string]string `json:"env,omitempty"`
-	Network    *NetworkPolicy    `json:"network,omitempty"`
-	Ports      *SetPorts         `json:"ports,omitempty"`
-	Volumes    []VolumeMount     `json:"volumes,omitempty"`
-	Requires   map[string]string `json:"requires,omitempty"`
+	Template           string            `json:"template,omitempty"`
+	VCPUs              int               `json:"vcpus,omitempty"`
+	MemoryMB           int               `json:"memory_mb,omitempty"`
+	DiskMB             int               `json:"disk_mb,omitempty"`
+	TimeoutSec         *int64            `json:"timeout_sec,omitempty"`
+	OnTimeout          OnTimeout         `json:"on_timeout,omitempty"`
+	AutoResume         bool              `json:"auto_resume,omitempty"`
+	OnHostLoss         OnHostLoss        `json:"on_host_loss,omitempty"`
+	CheckpointEverySec int64             `json:"checkpoint_every_sec,omitempty"`
+	Metadata           map[string]string `json:"metadata,omitempty"`
+	Env                map[string]string `json:"env,omitempty"`
+	Network            *NetworkPolicy    `json:"network,omitempty"`
+	Ports              *SetPorts         `json:"ports,omitempty"`
+	Volumes            []VolumeMount     `json:"volumes,omitempty"`
+	Requires           map[string]string `json:"requires,omitempty"`
 }
 
 // seconds converts a timeout for the API. It rounds up, so that the timeout is never shorter than requested.
@@ -135,7 +155,7 @@ func seconds(d time.Duration) int64 {
 func (c *Client) CreateSandbox(ctx context.Context, s CreateSandbox) (*Sandbox, error) {
 	body := createBody{
 		Template: s.Template, VCPUs: s.VCPUs, MemoryMB: s.MemoryMB, DiskMB: s.DiskMB, OnTimeout: s.OnTimeout, AutoResume: s.AutoResume, Metadata: s.Metadata, Env: s.Env,
-		Network: s.Network, Ports: s.Ports, Volumes: s.Volumes, Requires: s.Requires,
+		Network: s.Network, Ports: s.Ports, Volumes: s.Volumes, Requires: s.Requires, OnHostLoss: s.OnHostLoss, CheckpointEverySec: seconds(s.CheckpointEvery),
 	}
 	if s.Timeout != 0 {
 		body.TimeoutSec = new(seconds(s.Timeout))

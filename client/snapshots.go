@@ -69,7 +69,9 @@ type Checkpoint struct {
 	ParentID  string    `json:"parent_id,omitempty"` // the checkpoint that the sandbox continued from; "" for none
 	Name      string    `json:"name"`                // for people
 	CreatedAt time.Time `json:"created_at"`
-	SizeBytes int64     `json:"size_bytes"` // on its host's disk, including what it shares with others
+	SizeBytes int64     `json:"size_bytes"`          // on its host's disk, including what it shares with others
+	StoredAt  time.Time `json:"stored_at,omitzero"`  // set while it is in the snapshot store as well: since when
+	Automatic bool      `json:"automatic,omitempty"` // it was made by CreateSandbox.CheckpointEvery
 }
 
 // Checkpoints are the checkpoints of a sandbox.

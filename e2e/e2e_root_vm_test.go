@@ -87,13 +87,17 @@ func processes(t *testing.T, dir string) []string {
 	return found
 }
 
-// driver returns QEMU, or the Firecracker that the environment names, as in the
-// nested test. In both cases the guest's programs are in ../bin.
+// driver returns QEMU's emulation, or what the environment names, as in the nested
+// test: a Firecracker, or QEMU with KVM. In all cases the guest's programs are in ../bin.
 func driver() host.DriverConfig {
 	if program := os.Getenv("WRENN_TEST_FIRECRACKER"); program != "" {
 		return host.DriverConfig{Name: host.Firecracker, Firecracker: program, Jailer: os.Getenv("WRENN_TEST_JAILER")}
 	}
-	return host.DriverConfig{Name: host.QEMU, QEMU: "qemu-system-x86_64"}
+	name := host.QEMU
+	if os.Getenv("WRENN_TEST_KVM") == "1" {
+		name = host.QEMUKVM
+	}
+	return host.DriverConfig{Name: name, QEMU: "qemu-system-x86_64"}
 }
 
 func hostAgent(t *testing.T) string {

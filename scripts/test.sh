@@ -130,7 +130,7 @@ eval "$exports"
 # WRENN_FIRECRACKER_DIR when that is set.
 if python3 -m pip --version >/dev/null 2>&1; then
 	set -m
-	suite 'machines on firecracker, as root, in a qemu guest that has a KVM' ./e2e/nested -tags nested -timeout 80m -v >"$results/nested" 2>&1 &
+	suite 'machines on firecracker and on qemu with KVM, as root, in a qemu guest that has a KVM' ./e2e/nested -tags nested -timeout 80m -v >"$results/nested" 2>&1 &
 	set +m
 	trap 'kill -- "-$!" 2>/dev/null || true' EXIT
 else

@@ -27,6 +27,7 @@ import (
 	"wrenn/internal/network"
 	"wrenn/internal/objects"
 	"wrenn/internal/telemetry"
+	"wrenn/internal/tracing"
 	"wrenn/internal/vm/qemu"
 )
 
@@ -47,13 +48,14 @@ type config struct {
 	Zone   string            `toml:"zone"`   // hosts of one zone may fail together
 	Labels map[string]string `toml:"labels"` // what sandboxes may require: [labels] gpu = "a10"
 
-	TLS     server.TLS    `toml:"tls"` // needed when listen is not a socket or loopback
-	Log     logConfig     `toml:"log"`
-	Driver  driverConfig  `toml:"driver"`
-	Network networkConfig `toml:"network"`
-	Limits  limitsConfig  `toml:"limits"`
-	Warm    warmConfig    `toml:"warm"`
-	Ready   readyConfig   `toml:"ready"`
+	TLS     server.TLS     `toml:"tls"` // needed when listen is not a socket or loopback
+	Log     logConfig      `toml:"log"`
+	Traces  tracing.Export `toml:"traces"` // where spans of traced requests are sent to; default none
+	Driver  driverConfig   `toml:"driver"`
+	Network networkConfig  `toml:"network"`
+	Limits  limitsConfig   `toml:"limits"`
+	Warm    warmConfig     `toml:"warm"`
+	Ready   readyConfig    `toml:"ready"`
 
 	Templates templatesConfig `toml:"templates"`
 	Store     storeConfig     `toml:"store"`
@@ -88,9 +90,9 @@ type logConfig struct {
 }
 
 type driverConfig struct {
-	Name        string `toml:"name"`         // auto, qemu or firecracker; default auto
+	Name        string `toml:"name"`         // auto, firecracker, qemu-kvm or qemu; default auto
 	QEMU        string `toml:"qemu"`         // path or name; default qemu-system-x86_64
-	QEMUCodeMB  int    `toml:"qemu_code_mb"` // of translated code that a machine keeps; default 64
+	QEMUCodeMB  int    `toml:"qemu_code_mb"` // of translated code that an emulated machine keeps; default 96
 	Firecracker string `toml:"firecracker"`  // path or name; default firecracker
 	Jailer      string `toml:"jailer"`       // path or name; default jailer
 	NoDownload  bool   `toml:"no_download"`  // of Firecracker, when it is not installed and this machine has KVM
@@ -230,9 +232,9 @@ func memoryForMachines(total int) int { return max(total-total/16-512, total/2) 
 // Check implements configfile.Configuration.
 func (c *config) Check(problems *configfile.Problems) {
 	switch c.Driver.Name {
-	case host.Auto, host.QEMU, host.Firecracker:
+	case host.Auto, host.Firecracker, host.QEMUKVM, host.QEMU:
 	default:
-		problems.Addf("driver.name %q: use auto, qemu or firecracker", c.Driver.Name)
+		problems.Addf("driver.name %q: use auto, firecracker, qemu-kvm or qemu", c.Driver.Name)
 	}
 	if n := c.Driver.QEMUCodeMB; n < qemu.MinCodeMiB || n > qemu.MaxCodeMiB {
 		problems.Addf("driver.qemu_code_mb %d: use %d to %d", n, qemu.MinCodeMiB, qemu.MaxCodeMiB)
@@ -265,6 +267,7 @@ func (c *config) Check(problems *configfile.Problems) {
 	if c.Store.URL != "" {
 		problems.Add(objects.CheckURL(c.Store.URL))
 	}
+	c.Traces.Check(problems)
 	problems.Add(c.network().Check())
 	problems.Add(c.Templates.Images.Check())
 	problems.Add(c.listen().Check())

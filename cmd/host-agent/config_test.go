@@ -35,7 +35,7 @@ func TestConfigurationIsRefused(t *testing.T) {
 		"no TOML":                 {"listen = ", "listen"},
 		"twice":                   {"run = '/a'\nrun = '/b'", "run"},
 		"wrong type":              {"[limits]\nsandboxes = 'many'", "sandboxes"},
-		"driver":                  {"[driver]\nname = 'xen'", "auto, qemu or firecracker"},
+		"driver":                  {"[driver]\nname = 'xen'", "auto, firecracker, qemu-kvm or qemu"},
 		"little code":             {"[driver]\nqemu_code_mb = 15", "16 to 1024"},
 		"much code":               {"[driver]\nqemu_code_mb = 1025", "16 to 1024"},
 		"negative code":           {"[driver]\nqemu_code_mb = -64", "driver.qemu_code_mb"},

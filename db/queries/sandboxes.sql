@@ -9,9 +9,9 @@ SELECT max_sandboxes, max_memory_mb, used_sandboxes, used_memory_mb FROM teams W
 -- name: InsertSandboxes :many
 -- Several of one team, size and host, in the order of their ids.
 WITH made AS (
-    INSERT INTO sandboxes (id, state, team_id, host_id, template, vcpus, memory_mb, timeout_sec, on_timeout, absolute_timeout, auto_resume, parent_id, generation, metadata, env, network, volumes, disk_mb, requires, worker)
+    INSERT INTO sandboxes (id, state, team_id, host_id, template, vcpus, memory_mb, timeout_sec, on_timeout, absolute_timeout, auto_resume, parent_id, generation, metadata, env, network, volumes, disk_mb, requires, on_host_loss, checkpoint_every_sec, worker)
     SELECT unnest(@ids::text[]), 'starting', @team_id, @host_id, @template, @vcpus, @memory_mb, @timeout_sec, @on_timeout, @absolute_timeout, @auto_resume, @parent_id, @generation,
-        @metadata::jsonb, @env::jsonb, @network, @volumes, @disk_mb, @requires::jsonb, @worker
+        @metadata::jsonb, @env::jsonb, @network, @volumes, @disk_mb, @requires::jsonb, @on_host_loss, @checkpoint_every_sec, @worker
     RETURNING *
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
@@ -30,11 +30,12 @@ WITH moved AS (
         unresponsive_since = CASE WHEN @to_state IN ('running', 'pausing') THEN unresponsive_since END, -- a pause may fail
         unresponsive_reason = CASE WHEN @to_state IN ('running', 'pausing') THEN unresponsive_reason ELSE '' END,
         -- A resume may fail; what is stored is what was paused as long as the sandbox has not run.
-        stored_at = CASE WHEN @from_state IN ('paused', 'resuming') AND @to_state IN ('paused', 'resuming') THEN stored_at END,
-        stored_key = CASE WHEN @from_state IN ('paused', 'resuming') AND @to_state IN ('paused', 'resuming') THEN stored_key ELSE '' END,
+        stored_at = CASE WHEN @stored_key::text <> '' THEN sqlc.narg('stored_at') WHEN @from_state IN ('paused', 'resuming') AND @to_state IN ('paused', 'resuming') THEN stored_at END,
+        stored_key = CASE WHEN @stored_key <> '' THEN @stored_key WHEN @from_state IN ('paused', 'resuming') AND @to_state IN ('paused', 'resuming') THEN stored_key ELSE '' END,
         moving = (sandboxes.moving OR @moving::boolean) AND @to_state IN ('pausing', 'paused', 'resuming'),
         moving_note = CASE WHEN sandboxes.host_id = coalesce(sqlc.narg('host_id'), sandboxes.host_id) THEN sandboxes.moving_note ELSE '' END,
         moved_key = coalesce(nullif(@moved_key::text, ''), sandboxes.moved_key),
+        epoch = sandboxes.epoch + CASE WHEN @moved_key <> '' OR coalesce(sqlc.narg('host_id'), sandboxes.host_id) <> sandboxes.host_id THEN 1 ELSE 0 END,
         worker = sqlc.narg('worker'),
         host_id = coalesce(sqlc.narg('host_id'), sandboxes.host_id),
         started_at = CASE WHEN @to_state IN ('running', 'paused') THEN coalesce(started_at, clock_timestamp()) ELSE started_at END,
@@ -119,6 +120,23 @@ WITH changed AS (
 )
 SELECT * FROM changed;
 
+-- name: SetNewestCheckpoint :exec
+-- It is no change of the sandbox.
+UPDATE sandboxes SET checkpoint_id = @checkpoint_id, checkpoint_key = @checkpoint_key, checkpoint_at = sqlc.narg('checkpoint_at')
+WHERE id = @id AND host_id = @host_id AND epoch = @epoch AND state IN ('running', 'paused');
+
+-- name: SetEpoch :one
+-- That of the sandbox on its host, if it is later than the row's.
+WITH changed AS (
+    UPDATE sandboxes SET epoch = @epoch, version = version + 1
+    WHERE sandboxes.id = @id AND sandboxes.version = @version AND sandboxes.epoch < @epoch
+    RETURNING *
+), event AS (
+    INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
+    SELECT changed.id, changed.version, changed.state, changed.state, changed.host_id, @actor, @reason FROM changed
+)
+SELECT * FROM changed;
+
 -- name: GetSandbox :one
 SELECT * FROM sandboxes WHERE id = @id;
 
@@ -135,7 +153,7 @@ SELECT
     s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
     s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
     s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
-    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, s.stored_at, s.stored_key, s.requires, s.moving, s.moving_note, s.moved_key
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, s.stored_at, s.stored_key, s.requires, s.moving, s.moving_note, s.moved_key, s.epoch, s.on_host_loss, s.checkpoint_every_sec, s.checkpoint_id, s.checkpoint_key, s.checkpoint_at
 FROM unnest(@states::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
     SELECT * FROM sandboxes -- the variables, which may be large, are not read
@@ -157,7 +175,7 @@ SELECT
     s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
     s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
     s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
-    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, s.stored_at, s.stored_key, s.requires, s.moving, s.moving_note, s.moved_key
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, s.stored_at, s.stored_key, s.requires, s.moving, s.moving_note, s.moved_key, s.epoch, s.on_host_loss, s.checkpoint_every_sec, s.checkpoint_id, s.checkpoint_key, s.checkpoint_at
 FROM unnest(@states::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
     SELECT * FROM sandboxes -- the variables, which may be large, are not read
@@ -195,14 +213,14 @@ SELECT
     id, team_id, host_id, template, state, reason, vcpus,
     memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
     updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
-    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at
 FROM sandboxes WHERE sandboxes.host_id = @host_id AND sandboxes.state NOT IN ('stopped', 'failed')
 UNION
 SELECT
     id, team_id, host_id, template, state, reason, vcpus,
     memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
     updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
-    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at
 FROM sandboxes WHERE sandboxes.id = ANY (@seen::text[]);
 
 -- name: SandboxesToMove :many
@@ -211,14 +229,14 @@ SELECT
     id, team_id, host_id, template, state, reason, vcpus,
     memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
     updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
-    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at
 FROM sandboxes WHERE sandboxes.moving
 UNION
 SELECT
     id, team_id, host_id, template, state, reason, vcpus,
     memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
     updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
-    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at
 FROM sandboxes WHERE sandboxes.state NOT IN ('stopped', 'failed')
     AND sandboxes.host_id IN (SELECT hosts.id FROM hosts WHERE hosts.status = 'draining');
 
@@ -299,6 +317,17 @@ SELECT
     s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
     s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
     s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
-    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at
 FROM sandboxes s WHERE s.team_id = @team_id AND s.id = ANY(@ids::text[])
 ORDER BY s.created_at DESC, s.id DESC;
+
+-- name: ProxiesOfOtherKeys :many
+-- The passwords of egress proxies that another key encrypts, of sandboxes that have not ended, after an id.
+SELECT id, team_id, (network->'proxy'->>'sealed')::text AS sealed FROM sandboxes
+WHERE network->'proxy'->'sealed' IS NOT NULL AND COALESCE(network->'proxy'->>'sealed_key', '') <> @key_id::text
+    AND state NOT IN ('stopped', 'failed') AND id > @after
+ORDER BY id LIMIT @page_size;
+
+-- name: ResealProxy :execrows
+UPDATE sandboxes SET network = jsonb_set(jsonb_set(network, '{proxy,sealed}', to_jsonb(@sealed::text)), '{proxy,sealed_key}', to_jsonb(@key_id::text))
+WHERE id = @id AND network->'proxy'->>'sealed' = @old::text;

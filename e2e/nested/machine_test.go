@@ -35,6 +35,7 @@ const pokeEvery = 500 * time.Millisecond
 
 // machine is L1: what boots, and the disks that it gets.
 type machine struct {
+	processor      string
 	kernel, initrd string
 	disk           string // /dev/vda: programs and the plan
 	work           string // /dev/vdb: their working directory
@@ -49,7 +50,7 @@ type machine struct {
 func (m machine) command(ctx context.Context, t *testing.T) *exec.Cmd {
 	t.Helper()
 	return exec.CommandContext(ctx, "qemu-system-x86_64",
-		"-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "EPYC", "-smp", "1", "-m", "4096",
+		"-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", m.processor, "-smp", "1", "-m", "4096",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", m.kernel, "-initrd", m.initrd,
 		"-append", fmt.Sprintf("console=ttyS0 quiet panic=-1 tsc_early_khz=%d tsc=reliable rdinit=/init", hostKHz(t)),

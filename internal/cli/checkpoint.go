@@ -46,9 +46,9 @@ type checkpointListCommand struct {
 // Run prints a table, or the checkpoints and the head as JSON.
 func (c *checkpointListCommand) Run(ctx context.Context, s *session) error {
 	return s.checkpoints(ctx, c.Sandbox, func(w io.Writer, all *client.Checkpoints) {
-		rows := [][]string{{"ID", "PARENT", "AGE", "SIZE", "NAME"}}
+		rows := [][]string{{"ID", "PARENT", "AGE", "SIZE", "STORED", "NAME"}}
 		for _, cp := range all.Checkpoints {
-			rows = append(rows, []string{cp.ID, orDash(cp.ParentID), age(cp.CreatedAt), size(cp.SizeBytes), orDash(cp.Name)})
+			rows = append(rows, []string{cp.ID, orDash(cp.ParentID), age(cp.CreatedAt), size(cp.SizeBytes), yesNo(!cp.StoredAt.IsZero()), orDash(cp.Name)})
 		}
 		table(w, rows)
 	})

@@ -293,12 +293,12 @@ func TestCommands(t *testing.T) {
 		"go back":            {[]string{"checkpoint", "restore", testID, "s1"}, "", result{0, testID + "\n", ""}},
 		"no checkpoints":     {[]string{"checkpoint", "rm", testID, "s1", "s2"}, "", result{0, "s1\ns2\n", ""}},
 		"checkpoints": {[]string{"checkpoint", "ls", testID}, "", result{0, "" +
-			"ID  PARENT  AGE  SIZE  NAME\n" +
-			"s1  -       1m   4M    start\n" +
-			"s2  s1      1m   4M    -\n" +
-			"s3  s2      1m   4M    �[31m\n" +
-			"s4  s1      1m   4M    other way\n" +
-			"s5  gone    1m   4M    -\n", ""}},
+			"ID  PARENT  AGE  SIZE  STORED  NAME\n" +
+			"s1  -       1m   4M    no      start\n" +
+			"s2  s1      1m   4M    no      -\n" +
+			"s3  s2      1m   4M    no      �[31m\n" +
+			"s4  s1      1m   4M    no      other way\n" +
+			"s5  gone    1m   4M    no      -\n", ""}},
 		"tree": {[]string{"checkpoint", "tree", testID}, "", result{0, "" +
 			testID + "\n" +
 			"├── s1  start  1m ago\n" +

@@ -3,10 +3,10 @@ package cli
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -129,17 +129,14 @@ func (c *doctorCommand) kvm(context.Context) finding {
 		}
 	}
 	f.Close()
-	remembered := map[string]probe.Verdict{}
-	if text, err := os.ReadFile(filepath.Join(c.State, "probe.json")); err == nil {
-		_ = json.Unmarshal(text, &remembered) // an unreadable file counts as none
-	}
-	for _, v := range remembered {
-		if v.Works {
-			return finding{Verdict: fine, Found: "a guest booted on it: " + v.Reason}
+	stored := probe.Stored(filepath.Join(c.State, "probe.json"))
+	for _, key := range slices.Sorted(maps.Keys(stored)) {
+		if v := stored[key]; v.Works {
+			return finding{Verdict: fine, Found: "a guest booted on it with " + probe.DriverOf(key)}
 		}
 	}
-	for _, v := range remembered {
-		return finding{Verdict: advice, Found: "/dev/kvm exists, but no guest booted on it: " + v.Reason, Do: "nothing: QEMU's emulation is used, which is slower"}
+	for _, key := range slices.Sorted(maps.Keys(stored)) {
+		return finding{Verdict: advice, Found: "/dev/kvm exists, but no guest booted on it: " + stored[key].Reason, Do: "nothing: QEMU's emulation is used, which is slower"}
 	}
 	if _, err := os.Stat("/sys/module/kvm_pvm"); err == nil {
 		return finding{Verdict: advice, Found: "/dev/kvm is PVM, which boots only kernels that were built for it", Do: "nothing: up tries, and uses QEMU's emulation when it fails"}
@@ -147,13 +144,29 @@ func (c *doctorCommand) kvm(context.Context) finding {
 	return finding{Verdict: fine, Found: "/dev/kvm opens; the first start finds out whether guests boot on it"}
 }
 
+// probed returns what the host agent found when it last booted a guest with the driver;
+// ok is false if it has not.
+func (c *doctorCommand) probed(driver string) (v probe.Verdict, ok bool) {
+	for key, v := range probe.Stored(filepath.Join(c.State, "probe.json")) {
+		if probe.DriverOf(key) == driver {
+			return v, true
+		}
+	}
+	return v, false
+}
+
 // firecracker is the verdict on the first choice.
-func (c *doctorCommand) firecracker(ctx context.Context) finding {
+func (c *doctorCommand) firecracker(ctx context.Context) finding { return c.firstChoice(c.kvm(ctx)) }
+
+func (c *doctorCommand) firstChoice(kvm finding) finding {
 	found, installed := firecrackerIn(c.State)
-	switch kvm := c.kvm(ctx); {
-	case kvm.Verdict != fine:
+	if kvm.Verdict != fine {
 		return finding{Verdict: advice, Found: "not used, because " + kvm.Found + "; " + found, Do: kvm.Do}
-	case !installed:
+	}
+	if v, probed := c.probed("firecracker"); probed && !v.Works {
+		return finding{Verdict: advice, Found: "not used, because no guest booted with it: " + v.Reason + "; " + found}
+	}
+	if !installed {
 		return finding{Verdict: fine, Found: found, Do: "nothing: up downloads " + release.Version + " into " + release.Dir(c.State) + "; without a network put firecracker and jailer of that release there"}
 	}
 	path, jailer := release.Dir(c.State), true
@@ -178,31 +191,67 @@ func firecrackerIn(state string) (found string, installed bool) {
 	return release.Version + " is in " + release.Dir(state), true
 }
 
-// qemuKVM is the verdict on the second choice, which does not exist.
+// qemuKVM is the verdict on the second choice.
 func (c *doctorCommand) qemuKVM(ctx context.Context) finding {
-	if kvm := c.kvm(ctx); kvm.Verdict != fine {
-		return finding{Verdict: advice, Found: "not used, because " + kvm.Found + "; also, it is not built yet"}
+	return c.secondChoice(ctx, c.kvm(ctx))
+}
+
+func (c *doctorCommand) secondChoice(ctx context.Context, kvm finding) finding {
+	if kvm.Verdict != fine {
+		return finding{Verdict: advice, Found: "not used, because " + kvm.Found}
 	}
-	return finding{Verdict: advice, Found: "not used, because it is not built yet: Wrenn runs QEMU by emulation alone"}
+	line, err := qemuVersion(ctx)
+	if err != nil {
+		return finding{Verdict: advice, Found: "not used, because " + err.Error(), Do: "nothing where Firecracker works; else " + installQEMU}
+	}
+	switch v, probed := c.probed("qemu-kvm"); {
+	case probed && !v.Works:
+		return finding{Verdict: advice, Found: "not used, because no guest booted with it: " + v.Reason}
+	case probed:
+		return finding{Verdict: fine, Found: "used if Firecracker is not, and a guest booted with it: " + line}
+	}
+	return finding{Verdict: fine, Found: "tried if Firecracker cannot be used: " + line}
 }
 
 // jailer is firecracker for a host of hostile tenants: without the jailer is a problem.
-func (c *doctorCommand) jailer(ctx context.Context) finding {
-	f := c.firecracker(ctx)
-	if _, installed := firecrackerIn(c.State); f.Verdict != fine || !installed {
-		f.Verdict, f.Do = problem, "install firecracker and jailer: QEMU is confined, too, but is a larger program"
+// Where a guest booted by QEMU with KVM, and Firecracker is not installed or does not
+// work, it is advice.
+func (c *doctorCommand) jailer(ctx context.Context) finding { return c.confined(c.kvm(ctx)) }
+
+func (c *doctorCommand) confined(kvm finding) finding {
+	f := c.firstChoice(kvm)
+	_, installed := firecrackerIn(c.State)
+	if f.Verdict == fine && installed {
+		return f
+	}
+	f.Verdict, f.Do = problem, "install firecracker and jailer"
+	firecracker, tried := c.probed("firecracker")
+	if second, _ := c.probed("qemu-kvm"); second.Works && kvm.Verdict == fine && (!installed || tried && !firecracker.Works) {
+		f.Verdict = advice
+		f.Do = "machines run by QEMU with KVM, which is a boundary, and confined, but a larger program with more devices: install firecracker and jailer if they can work here"
 	}
 	return f
 }
 
-// emulation is the verdict on the last choice, which works on every machine.
-func (*doctorCommand) emulation(ctx context.Context) finding {
+const installQEMU = "apt-get install qemu-system-x86"
+
+// qemuVersion returns the first line that QEMU prints about itself.
+func qemuVersion(ctx context.Context) (string, error) {
 	out, err := exec.CommandContext(ctx, "qemu-system-x86_64", "--version").Output()
 	if err != nil {
-		return finding{Verdict: problem, Found: "qemu-system-x86_64 does not run", Do: "apt-get install qemu-system-x86; needed wherever Firecracker does not work"}
+		return "", errors.New("qemu-system-x86_64 does not run")
 	}
 	line, _, _ := strings.Cut(string(out), "\n")
-	return finding{Verdict: fine, Found: "used where Firecracker does not work: " + line}
+	return line, nil
+}
+
+// emulation is the verdict on the last choice, which works on every machine.
+func (*doctorCommand) emulation(ctx context.Context) finding {
+	line, err := qemuVersion(ctx)
+	if err != nil {
+		return finding{Verdict: problem, Found: err.Error(), Do: installQEMU + "; needed wherever Firecracker does not work"}
+	}
+	return finding{Verdict: fine, Found: "used where KVM does not work: " + line}
 }
 
 func (*doctorCommand) network(context.Context) finding {

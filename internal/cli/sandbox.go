@@ -60,18 +60,20 @@ func (d *idle) UnmarshalText(text []byte) (err error) {
 
 // createFlags are what a new sandbox is like.
 type createFlags struct {
-	Name       string            `placeholder:"NAME" help:"A name, by which commands find it; kept as the label \"name\"."`
-	Template   string            `short:"t" complete:"template" placeholder:"NAME" help:"The template to start from; default: base."`
-	VCPUs      count             `name:"vcpus" placeholder:"N" help:"Virtual CPUs; default: 1, or those of --template."`
-	Memory     count             `short:"m" placeholder:"MB" help:"Memory in MiB; default: 512, or that of --template."`
-	Disk       mebibytes         `placeholder:"SIZE" help:"Size of the disk, as 20G; default: that of the template, of which base has 10G."`
-	Timeout    idle              `placeholder:"TIME" help:"Time without use after which it ends, such as 90s, 1h or never; default: 5m."`
-	OnTimeout  client.OnTimeout  `enum:"destroy,pause,pause_disk" default:"destroy" help:"What happens after --timeout: ${enum}."`
-	AutoResume bool              `help:"Resume it by its next use after a pause."`
-	Metadata   map[string]string `short:"l" placeholder:"NAME=VALUE" mapsep:"none" help:"A label; may be repeated."`
-	Env        map[string]string `short:"e" placeholder:"NAME=VALUE" mapsep:"none" help:"An environment variable of every command; may be repeated."`
-	Require    map[string]string `placeholder:"KEY=VALUE" mapsep:"none" help:"A label that its host must have, or zone=NAME; may be repeated."`
-	Volumes    []mountFlag       `name:"volume" placeholder:"NAME:/PATH" sep:"none" help:"A volume to mount, and where; may be repeated."`
+	Name            string            `placeholder:"NAME" help:"A name, by which commands find it; kept as the label \"name\"."`
+	Template        string            `short:"t" complete:"template" placeholder:"NAME" help:"The template to start from; default: base."`
+	VCPUs           count             `name:"vcpus" placeholder:"N" help:"Virtual CPUs; default: 1, or those of --template."`
+	Memory          count             `short:"m" placeholder:"MB" help:"Memory in MiB; default: 512, or that of --template."`
+	Disk            mebibytes         `placeholder:"SIZE" help:"Size of the disk, as 20G; default: that of the template, of which base has 10G."`
+	Timeout         idle              `placeholder:"TIME" help:"Time without use after which it ends, such as 90s, 1h or never; default: 5m."`
+	OnTimeout       client.OnTimeout  `enum:"destroy,pause,pause_disk" default:"destroy" help:"What happens after --timeout: ${enum}."`
+	AutoResume      bool              `help:"Resume it by its next use after a pause."`
+	OnHostLoss      client.OnHostLoss `enum:"fail,restore" default:"fail" help:"What becomes of it when its host is lost while it runs: ${enum}. It is restored from its newest checkpoint in the snapshot store."`
+	CheckpointEvery time.Duration     `placeholder:"TIME" help:"Make a checkpoint this often while it is used, such as 5m; default: never."`
+	Metadata        map[string]string `short:"l" placeholder:"NAME=VALUE" mapsep:"none" help:"A label; may be repeated."`
+	Env             map[string]string `short:"e" placeholder:"NAME=VALUE" mapsep:"none" help:"An environment variable of every command; may be repeated."`
+	Require         map[string]string `placeholder:"KEY=VALUE" mapsep:"none" help:"A label that its host must have, or zone=NAME; may be repeated."`
+	Volumes         []mountFlag       `name:"volume" placeholder:"NAME:/PATH" sep:"none" help:"A volume to mount, and where; may be repeated."`
 	networkRules
 	portRules
 }
@@ -90,6 +92,7 @@ func (c *createFlags) create(ctx context.Context, s *session, api *client.Client
 		sb, err = api.CreateSandbox(ctx, client.CreateSandbox{
 			Template: c.Template, VCPUs: int(c.VCPUs), MemoryMB: int(c.Memory), DiskMB: int(c.Disk), Timeout: c.Timeout.Duration,
 			OnTimeout: c.OnTimeout, AutoResume: c.AutoResume, Metadata: labels, Env: c.Env, Network: network, Ports: c.ports(), Volumes: mountsOf(c.Volumes), Requires: c.Require,
+			OnHostLoss: c.OnHostLoss, CheckpointEvery: c.CheckpointEvery,
 		})
 		return err
 	})
@@ -139,7 +142,7 @@ func (c *createCommand) copyCheckpoint(ctx context.Context, s *session, api *cli
 	if err != nil {
 		return nil, err
 	}
-	if c.Template != "" || c.VCPUs+c.Memory+count(c.Disk) > 0 || c.Timeout.Duration != 0 || c.OnTimeout != client.DestroyOnTimeout || c.AutoResume ||
+	if c.Template != "" || c.VCPUs+c.Memory+count(c.Disk) > 0 || c.Timeout.Duration != 0 || c.OnTimeout != client.DestroyOnTimeout || c.AutoResume || c.OnHostLoss != client.FailOnHostLoss || c.CheckpointEvery != 0 ||
 		len(c.Env)+len(c.Volumes) > 0 || network != nil || c.ports() != nil {
 		return nil, fmt.Errorf("%w: with --from-checkpoint only --name and -l: a copy has the other settings of the sandbox", run.ErrUsage)
 	}
@@ -336,6 +339,9 @@ func (s *session) show(sb *client.Sandbox) error {
 		if len(sb.Volumes) > 0 {
 			fmt.Fprintf(w, "volumes   %s\n", plain.Line(mountsLine(sb.Volumes)))
 		}
+		if sb.OnHostLoss == client.RestoreOnHostLoss || sb.CheckpointEverySec > 0 {
+			fmt.Fprintf(w, "host loss %s\n", lossLine(sb))
+		}
 		if sb.AutoResume {
 			fmt.Fprintln(w, "resumes   when it is used")
 		}
@@ -516,4 +522,16 @@ func (c *timeoutCommand) Run(ctx context.Context, s *session) error {
 		return err
 	}
 	return s.show(sb)
+}
+
+// lossLine says what becomes of a sandbox when its host is lost, and from when it could be restored.
+func lossLine(sb *client.Sandbox) string {
+	line := string(sb.OnHostLoss)
+	if sb.CheckpointEverySec > 0 {
+		line += fmt.Sprintf(", a checkpoint every %s", time.Duration(sb.CheckpointEverySec)*time.Second)
+	}
+	if sb.CheckpointStoredAt.IsZero() {
+		return line + ", none is stored yet"
+	}
+	return line + fmt.Sprintf(", the newest was stored %s ago", age(sb.CheckpointStoredAt))
 }

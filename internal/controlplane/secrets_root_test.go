@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -43,6 +44,8 @@ type system struct {
 	url, key string
 	log      *logtest.Journal
 	database string
+	config   Config
+	stop     func()      // may be called before the end of the test
 	broken   atomic.Bool // the host cannot start machines
 }
 
@@ -52,10 +55,7 @@ const agentBudget = 64 << 20
 func newSystem(t *testing.T) *system {
 	t.Helper()
 	s := &system{log: &logtest.Journal{}}
-	log, err := NewLogger(s.log, Log{Level: "debug", Format: "text"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	log := s.logger(t)
 	agent := agenttest.New(t, agenttest.Config{Log: log.With(slog.String("program", "agent")), Registries: template.Registries{"127.0.0.1"}, Memory: budget.New(agentBudget, server.MaxExecMemory, "the host"), Hook: func(step vmfake.Step) error {
 		if s.broken.Load() {
 			return vmfake.FailAt(vmfake.StepBoot)(step)
@@ -73,11 +73,26 @@ func newSystem(t *testing.T) *system {
 	cfg.Fleet.Authority = filepath.Join(t.TempDir(), "fleet.pem")
 	testkit.Must(t, authority.Create(cfg.Fleet.Authority))
 	s.key = makeKey(t, cfg, log)
-	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	s.serve(t, cfg, log)
+	return s
+}
+
+func (s *system) logger(t *testing.T) *slog.Logger {
+	t.Helper()
+	log, err := NewLogger(s.log, Log{Level: "debug", Format: "text"})
+	testkit.Must(t, err)
+	return log
+}
+
+// serve runs a control plane until stop, or the end of the test.
+func (s *system) serve(t *testing.T, cfg Config, log *slog.Logger) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended, ready := make(chan error, 1), make(chan Addresses, 1)
 	go func() { ended <- Run(ctx, cfg, log, func(at Addresses) { ready <- at }) }()
-	t.Cleanup(func() {
-		stop()
+	s.config = cfg
+	s.stop = sync.OnceFunc(func() {
+		cancel()
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
@@ -85,10 +100,11 @@ func newSystem(t *testing.T) *system {
 	select {
 	case at := <-ready:
 		s.url = "http://" + at.API.String()
+		t.Cleanup(s.stop)
 	case err := <-ended:
+		cancel()
 		t.Fatal(err)
 	}
-	return s
 }
 
 func makeKey(t *testing.T, cfg Config, log *slog.Logger) string {

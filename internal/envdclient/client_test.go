@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -178,6 +179,34 @@ func TestInitSetsTheIdentity(t *testing.T) {
 	}
 	if code := wrenn.CodeOf(c.Init(t.Context(), Init{Identity: &Identity{ID: "not a label"}})); code != wrenn.Invalid {
 		t.Errorf("Init() with a bad id: %s, want invalid", code)
+	}
+}
+
+// Init is repeated when its way was slow, not when the guest was.
+func TestInitRepeatsASlowCall(t *testing.T) {
+	for _, tc := range []struct {
+		name, timing string
+		want         int32
+	}{
+		{"an agent that does not say how long it took", "", 2},
+		{"one that took all of the time", "init;dur=60000", 1},
+		{"one that says what cannot be read", "init;dur=-1", 2},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var calls atomic.Int32
+			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				if calls.Add(1) == 1 {
+					time.Sleep(goodRoundTrip) // a slow guest is what is tested
+				}
+				w.Header().Set("Server-Timing", tc.timing)
+				w.WriteHeader(http.StatusNoContent)
+			}))
+			defer s.Close()
+			testkit.Must(t, newClient(t, s.Listener.Addr().String(), "").Init(t.Context(), Init{}))
+			if got := calls.Load(); min(got, 2) != tc.want {
+				t.Errorf("%d calls of /init, want %d", got, tc.want)
+			}
+		})
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strconv"
+	"strings"
 	"time"
 
 	"wrenn"
@@ -16,8 +18,8 @@ import (
 const (
 	// entropyBytes seed a restored guest's random number generator: 256 bits.
 	entropyBytes = 32
-	// goodRoundTrip is the longest duration of a call that sets the clock well
-	// enough: the clock is then behind by less than that.
+	// goodRoundTrip is the longest duration of a call, without what it does in the guest,
+	// that sets the clock well enough: the clock is then behind by less than that.
 	goodRoundTrip = 100 * time.Millisecond
 	// initTries and initTimeout bound how often and how long Init tries to be that
 	// quick: the first call of a restored guest is its slowest, and a busy host may
@@ -64,16 +66,18 @@ type Identity struct {
 // user's processes if they were frozen. They do not run before that, and stay
 // frozen if Init fails.
 //
-// Twice is allowed. Init itself repeats the call while that takes too long for the
-// time in it to be right. FailedPrecondition: the agent does not know the call.
+// Twice is allowed. Init itself repeats the call while its way to the guest and back
+// takes too long for the time in it to be right. FailedPrecondition: the agent does not
+// know the call.
 func (c *Client) Init(ctx context.Context, init Init) error {
 	first := time.Now()
 	for range initTries {
 		began := time.Now()
-		if err := explainOldAgent("init guest", c.initOnce(ctx, init)); err != nil {
-			return err
+		inside, err := c.initOnce(ctx, init)
+		if err != nil {
+			return explainOldAgent("init guest", err)
 		}
-		if time.Since(began) < goodRoundTrip || time.Since(first) > initTimeout {
+		if time.Since(began)-inside < goodRoundTrip || time.Since(first) > initTimeout {
 			break
 		}
 	}
@@ -99,7 +103,9 @@ type identityBody struct {
 	Hostname     string `json:"hostname,omitempty"`
 }
 
-func (c *Client) initOnce(ctx context.Context, init Init) error {
+// initOnce also returns for how long the call was inside the guest's agent, which adds
+// that to the time: 0 for an older agent. A guest that lies has a wrong clock.
+func (c *Client) initOnce(ctx context.Context, init Init) (inside time.Duration, err error) {
 	entropy := make([]byte, entropyBytes)
 	rand.Read(entropy) // never fails, see crypto/rand
 	body := initBody{
@@ -111,7 +117,18 @@ func (c *Client) initOnce(ctx context.Context, init Init) error {
 	if id := init.Identity; id != nil {
 		body.Identity = &identityBody{ID: id.ID, StartCounter: id.StartCounter, Hostname: id.Hostname}
 	}
-	return c.post(ctx, "/init", body)
+	header, err := c.postForHeader(ctx, "/init", body)
+	return initDuration(header), err
+}
+
+// initDuration reads the Server-Timing of an answer to /init, in milliseconds.
+func initDuration(header http.Header) time.Duration {
+	text, _ := strings.CutPrefix(header.Get("Server-Timing"), "init;dur=")
+	ms, err := strconv.ParseUint(text, 10, 16)
+	if err != nil {
+		return 0
+	}
+	return time.Duration(ms) * time.Millisecond
 }
 
 // Freeze stops all of the user's processes and flushes the root file system, for a
@@ -170,18 +187,23 @@ func timestamp() string { return time.Now().UTC().Format(time.RFC3339Nano) }
 
 // post sends body as JSON and expects no answer but its status.
 func (c *Client) post(ctx context.Context, path string, body any) error {
+	_, err := c.postForHeader(ctx, path, body)
+	return err
+}
+
+func (c *Client) postForHeader(ctx context.Context, path string, body any) (http.Header, error) {
 	raw, err := json.Marshal(body)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base+path, bytes.NewReader(raw))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := c.do(req)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return resp.Body.Close()
+	return resp.Header, resp.Body.Close()
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"time"
 	"unicode/utf8"
 
@@ -105,6 +106,7 @@ func (a *Agent) serveInit(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("X-Envd-Version", Version)
+	w.Header().Set("Server-Timing", "init;dur="+strconv.FormatInt(time.Since(arrived).Milliseconds(), 10))
 	w.WriteHeader(http.StatusNoContent)
 	a.daemon.begin()
 }

@@ -21,7 +21,8 @@ import (
 // The choices of DriverConfig.Name.
 const (
 	Auto        = "auto"
-	QEMU        = "qemu"
+	QEMU        = "qemu"     // by software emulation
+	QEMUKVM     = "qemu-kvm" // with KVM
 	Firecracker = "firecracker"
 )
 
@@ -35,7 +36,7 @@ const (
 
 // DriverConfig says which VMM to use. With the zero value the host tries what works.
 type DriverConfig struct {
-	Name        string // Auto, QEMU or Firecracker; "" is Auto
+	Name        string // Auto, Firecracker, QEMUKVM or QEMU; "" is Auto
 	QEMU        string // path or name of qemu-system-x86_64
 	QEMUCodeMiB int    // see qemu.Config.CodeMiB
 	Firecracker string // path or name of firecracker; if its default name is not installed, see NoDownload
@@ -46,15 +47,18 @@ type DriverConfig struct {
 	NoDownload bool
 }
 
-// chooseDriver picks Firecracker if it boots the guest's kernel, else QEMU, and
-// prints why.
+// chooseDriver picks the first that boots the guest's kernel, of Firecracker, QEMU with
+// KVM and QEMU's emulation, and prints why.
 func (h *Host) chooseDriver(ctx context.Context) error {
-	driver, reason, err := h.pickDriver(ctx)
+	c, err := h.pickDriver(ctx)
 	if err != nil {
 		return err
 	}
-	h.Driver = driver
-	h.say("driver", driver.Name()+": "+reason)
+	h.Driver = c.Driver
+	h.say("driver", c.Name()+": "+c.why)
+	for _, other := range c.others {
+		h.say("", other)
+	}
 	if !launch.CgroupsLimit() {
 		h.say("", "machines are not limited by cgroups: this machine has no cgroup2 hierarchy at "+launch.CgroupRoot+" with the controllers memory, pids and cpu")
 	}
@@ -81,59 +85,138 @@ func setting(name string) string {
 	return fmt.Sprintf("set driver.%[1]s in host-agent.toml, or start wrenn up with --%[1]s", name)
 }
 
-func (h *Host) pickDriver(ctx context.Context) (vm.Driver, string, error) {
-	if h.cfg.Driver.Name == QEMU {
-		driver, err := h.qemu(ctx)
-		return driver, "configured", err
-	}
-	driver, verdict, err := h.tryFirecracker(ctx)
-	switch {
-	case err != nil:
-		return nil, "", err
-	case verdict.Works:
-		return driver, verdict.Reason, nil
-	case h.cfg.Driver.Name == Firecracker:
-		return nil, "", wrenn.Errorf(wrenn.FailedPrecondition, "Firecracker does not work here: %s", verdict.Reason)
-	}
-	emulated, err := h.qemu(ctx)
-	return emulated, "software emulation, because " + verdict.Reason, err
+// attempt is a driver to try, and its name for people.
+type attempt struct {
+	name, title string
+	try         func(context.Context) (vm.Driver, probe.Verdict, error)
 }
 
-func (h *Host) qemu(ctx context.Context) (vm.Driver, error) {
+// choice is the driver that is used.
+type choice struct {
+	vm.Driver
+	why    string
+	others []string // why better ones are not used
+}
+
+// pickDriver returns the driver that is configured, or the first that works.
+func (h *Host) pickDriver(ctx context.Context) (c choice, err error) {
+	if h.cfg.Driver.Name == QEMU {
+		c.why = "configured"
+		c.Driver, err = h.qemu(ctx, false)
+		return c, err
+	}
+	if err := openKVM(); err != nil {
+		return h.emulate(ctx, "KVM does not work here: "+err.Error())
+	}
+	return h.firstOf(ctx, h.attempts())
+}
+
+// firstOf returns the first driver that works, or emulation.
+func (h *Host) firstOf(ctx context.Context, attempts []attempt) (choice, error) {
+	var whyNot []string
+	for _, a := range attempts {
+		driver, verdict, err := a.try(ctx)
+		if err != nil {
+			return choice{}, fmt.Errorf("probe of %s: %w", a.title, err)
+		}
+		if verdict.Works {
+			return choice{Driver: driver, why: verdict.Reason, others: whyNot}, nil
+		}
+		whyNot = append(whyNot, a.title+" does not work here: "+verdict.Reason)
+	}
+	return h.emulate(ctx, whyNot...)
+}
+
+// emulate returns the choice of emulation, or FailedPrecondition if another driver is
+// configured.
+func (h *Host) emulate(ctx context.Context, whyNot ...string) (choice, error) {
+	if name := h.cfg.Driver.Name; name == Firecracker || name == QEMUKVM {
+		return choice{}, wrenn.Errorf(wrenn.FailedPrecondition, "%s", strings.Join(whyNot, "; "))
+	}
+	driver, err := h.qemu(ctx, false)
+	return choice{Driver: driver, why: "software emulation", others: whyNot}, err
+}
+
+// attempts returns the drivers to try before emulation, the best first.
+func (h *Host) attempts() []attempt {
+	all := []attempt{{Firecracker, "Firecracker", h.tryFirecracker}, {QEMUKVM, "QEMU with KVM", h.tryQEMU}}
+	for _, a := range all {
+		if a.name == h.cfg.Driver.Name {
+			return []attempt{a}
+		}
+	}
+	return all
+}
+
+// qemu returns the driver of QEMU, by emulation or with KVM.
+func (h *Host) qemu(ctx context.Context, kvm bool) (vm.Driver, error) {
 	path, err := exec.LookPath(h.cfg.Driver.QEMU)
 	if err != nil {
 		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "%s is missing: apt-get install qemu-system-x86", h.cfg.Driver.QEMU)
 	}
-	return qemu.New(ctx, qemu.Config{Path: path, CodeMiB: h.cfg.Driver.QEMUCodeMiB})
+	return qemu.New(ctx, qemu.Config{Path: path, KVM: kvm, CodeMiB: h.cfg.Driver.QEMUCodeMiB})
+}
+
+// not is the verdict on a driver that cannot be tried.
+func not(format string, args ...any) (vm.Driver, probe.Verdict, error) {
+	return nil, probe.Verdict{Reason: fmt.Sprintf(format, args...)}, nil
+}
+
+// openKVM returns the error of opening KVM's device.
+func openKVM() error {
+	kvm, err := os.OpenFile(kvmDevice, os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("%s cannot be used (%w)", kvmDevice, errors.Unwrap(err))
+	}
+	return kvm.Close()
 }
 
 // tryFirecracker checks what Firecracker needs, cheapest first, and finally boots
 // the guest's kernel on it.
 func (h *Host) tryFirecracker(ctx context.Context) (vm.Driver, probe.Verdict, error) {
-	no := func(format string, args ...any) (vm.Driver, probe.Verdict, error) {
-		return nil, probe.Verdict{Reason: fmt.Sprintf(format, args...)}, nil
-	}
-	kvm, err := os.OpenFile(kvmDevice, os.O_RDWR, 0)
-	if err != nil {
-		return no("%s cannot be used (%v)", kvmDevice, errors.Unwrap(err))
-	}
-	kvm.Close()
 	path, err := h.findFirecracker(ctx)
 	if err != nil {
-		return no("%v", err)
+		return not("%v", err)
 	}
 	driver, err := firecracker.New(ctx, firecracker.Config{Program: path, Jailer: h.jailer(), Log: h.cfg.Log})
 	if err != nil {
-		return no("%v", err)
+		return not("%v", err)
 	}
+	return h.boots(ctx, driver)
+}
+
+// tryQEMU does the same for QEMU with KVM.
+func (h *Host) tryQEMU(ctx context.Context) (vm.Driver, probe.Verdict, error) {
+	if h.onlyPVM() {
+		return not("%s", pvmHint)
+	}
+	driver, err := h.qemu(ctx, true)
+	if err != nil {
+		return not("%v", err)
+	}
+	return h.boots(ctx, driver)
+}
+
+// pvmHint says what to do where KVM runs only kernels that were made for it.
+var pvmHint = kvmDevice + " is PVM, which needs a kernel built for it: " + setting("kernel")
+
+// onlyPVM reports whether no stock kernel boots on the host's KVM, and the guests'
+// kernel is one.
+func (h *Host) onlyPVM() bool {
+	_, err := os.Stat(pvmModule)
+	return err == nil && h.cfg.Image.Kernel == ""
+}
+
+// boots boots the guest's kernel with a driver that uses KVM.
+func (h *Host) boots(ctx context.Context, driver vm.Driver) (vm.Driver, probe.Verdict, error) {
 	verdict, err := probe.Probe{
 		Memory: filepath.Join(h.cfg.StateDir, "probe.json"), Dir: h.cfg.RunDir,
-	}.Boots(ctx, driver, driver.Version().String(), h.guest.Kernel)
+	}.Boots(ctx, driver, driver.Platform().Version, h.guest.Kernel)
 	if err != nil {
-		return nil, verdict, fmt.Errorf("probe of Firecracker: %w", err)
+		return nil, verdict, err
 	}
 	if _, err := os.Stat(pvmModule); err == nil && !verdict.Works {
-		verdict.Reason = strings.TrimSpace(verdict.Reason) + " (" + kvmDevice + " is PVM, which needs a kernel built for it: " + setting("kernel") + ")"
+		verdict.Reason = strings.TrimSpace(verdict.Reason) + " (" + pvmHint + ")"
 	}
 	return driver, verdict, nil
 }
@@ -152,9 +235,8 @@ func (h *Host) findFirecracker(ctx context.Context) (string, error) {
 	}
 	dir := release.Dir(h.cfg.StateDir)
 	firecracker, jailer, err := release.Find(dir)
-	_, pvm := os.Stat(pvmModule)
-	if err != nil && (d.NoDownload || pvm == nil && h.cfg.Image.Kernel == "") { // a stock kernel does not boot on PVM
-		return "", wrenn.Errorf(wrenn.FailedPrecondition, "Firecracker is not installed (%s, or put it and its jailer of %s into %s)", setting("firecracker"), release.Version, dir)
+	if err != nil && (d.NoDownload || h.onlyPVM()) {
+		return "", wrenn.Errorf(wrenn.FailedPrecondition, "it is not installed (%s, or put it and its jailer of %s into %s)", setting("firecracker"), release.Version, dir)
 	}
 	if err != nil {
 		h.say("", "Firecracker is not installed: downloading "+release.Version+" into "+dir)

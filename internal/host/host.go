@@ -263,8 +263,8 @@ func (h *Host) bootsAtOnce() int {
 	return bootsPerCPU * runtime.GOMAXPROCS(0)
 }
 
-// isEmulated reports whether guests run by software emulation: the only way in
-// which the QEMU driver runs them, see docs/machines.md.
+// isEmulated reports whether guests run by software emulation; with KVM, QEMU's driver
+// has another name.
 func (h *Host) isEmulated() bool { return h.Driver.Name() == QEMU }
 
 // emulationFactor is how many times longer an emulated guest may take to answer. It

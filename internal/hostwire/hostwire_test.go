@@ -39,8 +39,7 @@ type (
 	}
 	fetch struct {
 		ID   wrenn.SandboxID
-		Team wrenn.TeamID
-		Key  string
+		From wrenn.StoredSandbox
 	}
 	metrics struct {
 		ID       wrenn.SandboxID
@@ -78,7 +77,7 @@ type (
 // dropPassword removes what a host gets as a secret alone.
 func dropPassword(p wrenn.NetworkPolicy) {
 	if p.Proxy != nil {
-		p.Proxy.Sealed, p.Proxy.Password = nil, ""
+		p.Proxy.Sealed, p.Proxy.SealedKey, p.Proxy.Password = nil, "", ""
 	}
 }
 
@@ -111,9 +110,9 @@ func TestRoundTrip(t *testing.T) {
 			w.ID, w.Policy, w.Secrets, err = hostwire.ParseSetNetworkRequest(m)
 			return w, err
 		}, func(w *setNetwork) { dropPassword(w.Policy) })
-	roundTrip(t, "fetch", func(w fetch) *pb.FetchSandboxRequest { return hostwire.FetchRequest(w.ID, w.Team, w.Key) },
+	roundTrip(t, "fetch", func(w fetch) *pb.FetchSandboxRequest { return hostwire.FetchRequest(w.ID, w.From) },
 		func(m *pb.FetchSandboxRequest) (w fetch, err error) {
-			w.ID, w.Team, w.Key, err = hostwire.ParseFetchRequest(m)
+			w.ID, w.From, err = hostwire.ParseFetchRequest(m)
 			return w, err
 		}, nil)
 	roundTrip(t, "metrics request", func(w metrics) *pb.ReadMetricsRequest { return hostwire.MetricsRequest(w.ID, w.From, w.To) },
@@ -152,8 +151,9 @@ func TestRoundTrip(t *testing.T) {
 			w.Login = wrenn.RegistryLogin{}
 		}
 		if w.Spec.From.Sandbox != "" {
-			w.Spec = wrenn.TemplateSpec{From: w.Spec.From} // which has the rest
+			w.Spec, w.Network = wrenn.TemplateSpec{From: w.Spec.From}, wrenn.NetworkPolicy{} // which has the rest
 		}
+		dropPassword(w.Network)
 	})
 	roundTrip(t, "build event", hostwire.BuildEvent, never(hostwire.ParseBuildEvent), nil)
 }

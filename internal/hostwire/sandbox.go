@@ -20,6 +20,7 @@ func CreateRequest(id wrenn.SandboxID, spec wrenn.SandboxSpec) *pb.CreateSandbox
 		TimeoutSec: seconds(spec.Timeout), OnTimeout: onTimeouts[spec.OnTimeout], AutoResume: spec.AutoResume, Env: spec.Env,
 		AccessToken: spec.AccessToken, Volumes: volumes(spec.Volumes), TimeoutAbsolute: spec.Absolute,
 		NetworkPolicy: NetworkPolicy(spec.Network), Secrets: secretValues(spec.Secrets), Team: string(spec.Team), TemplateKey: spec.BuildKey,
+		Epoch: epoch(spec.Epoch), CheckpointEverySec: seconds(spec.CheckpointEvery),
 	}
 }
 
@@ -47,7 +48,7 @@ func ParseCreateRequest(msg *pb.CreateSandboxRequest) (wrenn.SandboxID, wrenn.Sa
 		Template: msg.GetTemplate(), Size: parseSandboxSize(msg), DiskMiB: int(msg.GetDiskMb()),
 		EndOfLife:  wrenn.EndOfLife{Timeout: parseSeconds(msg.GetTimeoutSec()), Absolute: msg.GetTimeoutAbsolute()},
 		AutoResume: msg.GetAutoResume(), Env: msg.GetEnv(), AccessToken: msg.GetAccessToken(), Team: wrenn.TeamID(msg.GetTeam()),
-		Secrets: parseSecretValues(msg.GetSecrets()), BuildKey: msg.GetTemplateKey(),
+		Secrets: parseSecretValues(msg.GetSecrets()), BuildKey: msg.GetTemplateKey(), Epoch: parseEpoch(msg.GetEpoch()), CheckpointEvery: parseSeconds(msg.GetCheckpointEverySec()),
 	}
 	id, err := wrenn.ParseSandboxID(msg.GetSandboxId())
 	if err != nil {
@@ -309,8 +310,23 @@ func sandboxInfo(sb *wrenn.ObservedSandbox) *pb.SandboxInfo {
 		NetworkPolicy: NetworkPolicy(sb.Network), SecretsTag: sb.SecretsTag,
 		CreatedAtUnix: sb.CreatedAt.Unix(), LastActiveAtUnix: sb.LastActiveAt.Unix(), Version: sb.Version,
 		Unresponsive: unresponsive(sb.Unresponsive), EndCause: endCauses[sb.EndCause],
-		StoredAt: storedAt(sb.Stored), StoredKey: sb.Stored.Key,
+		StoredAt: storedAt(sb.Stored), StoredKey: sb.Stored.Key, Epoch: epoch(sb.Epoch), SupersededBy: epoch(sb.SupersededBy),
+		NewestStored: newestStored(sb.NewestStored),
 	}
+}
+
+func newestStored(c *wrenn.Checkpoint) *pb.Checkpoint {
+	if c == nil {
+		return nil
+	}
+	return Checkpoint(*c)
+}
+
+func parseNewestStored(msg *pb.Checkpoint) *wrenn.Checkpoint {
+	if msg == nil {
+		return nil
+	}
+	return new(ParseCheckpoint(msg))
 }
 
 func storedAt(s wrenn.Stored) *timestamppb.Timestamp {
@@ -331,14 +347,14 @@ func parseStored(msg interface {
 }
 
 // FetchRequest asks for a sandbox that is stored.
-func FetchRequest(id wrenn.SandboxID, team wrenn.TeamID, key string) *pb.FetchSandboxRequest {
-	return &pb.FetchSandboxRequest{SandboxId: string(id), Team: string(team), Key: key}
+func FetchRequest(id wrenn.SandboxID, from wrenn.StoredSandbox) *pb.FetchSandboxRequest {
+	return &pb.FetchSandboxRequest{SandboxId: string(id), Team: string(from.Team), Key: from.Key, Epoch: epoch(from.Epoch)}
 }
 
 // ParseFetchRequest reads which stored sandbox is wanted.
-func ParseFetchRequest(msg *pb.FetchSandboxRequest) (id wrenn.SandboxID, team wrenn.TeamID, key string, err error) {
+func ParseFetchRequest(msg *pb.FetchSandboxRequest) (id wrenn.SandboxID, from wrenn.StoredSandbox, err error) {
 	id, err = wrenn.ParseSandboxID(msg.GetSandboxId())
-	return id, wrenn.TeamID(msg.GetTeam()), msg.GetKey(), err
+	return id, wrenn.StoredSandbox{Team: wrenn.TeamID(msg.GetTeam()), Key: msg.GetKey(), Epoch: parseEpoch(msg.GetEpoch())}, err
 }
 
 func unresponsive(u *wrenn.Unresponsive) *pb.Unresponsive {
@@ -396,7 +412,8 @@ func parseSandboxInfo(msg *pb.SandboxInfo) wrenn.ObservedSandbox {
 		AutoResume: msg.GetAutoResume(), Network: network, SecretsTag: Text(msg.GetSecretsTag()),
 		CreatedAt: time.Unix(msg.GetCreatedAtUnix(), 0).UTC(), LastActiveAt: time.Unix(msg.GetLastActiveAtUnix(), 0).UTC(),
 		Version: msg.GetVersion(), Unresponsive: parseUnresponsive(msg.GetUnresponsive()), EndCause: parseEndCause(msg.GetEndCause()),
-		Stored: parseStored(msg),
+		Stored: parseStored(msg), Epoch: parseEpoch(msg.GetEpoch()), SupersededBy: parseEpoch(msg.GetSupersededBy()),
+		NewestStored: parseNewestStored(msg.GetNewestStored()),
 	}
 }
 
@@ -405,12 +422,15 @@ func PauseRequest(id wrenn.SandboxID, options wrenn.PauseOptions) *pb.PauseSandb
 	return &pb.PauseSandboxRequest{
 		SandboxId: string(id), DiskOnly: options.DiskOnly, Hold: options.Hold,
 		Force: options.Guest == wrenn.PauseForced, IfAble: options.Guest == wrenn.PauseIfAble,
+		Epoch: epoch(options.Epoch), SupersededBy: epoch(options.SupersededBy),
 	}
 }
 
 // ParsePauseRequest reads how a sandbox is to be paused.
 func ParsePauseRequest(msg *pb.PauseSandboxRequest) wrenn.PauseOptions {
-	options := wrenn.PauseOptions{DiskOnly: msg.GetDiskOnly(), Hold: msg.GetHold()}
+	options := wrenn.PauseOptions{
+		DiskOnly: msg.GetDiskOnly(), Hold: msg.GetHold(), Epoch: parseEpoch(msg.GetEpoch()), SupersededBy: parseEpoch(msg.GetSupersededBy()),
+	}
 	switch {
 	case msg.GetForce():
 		options.Guest = wrenn.PauseForced
@@ -422,7 +442,7 @@ func ParsePauseRequest(msg *pb.PauseSandboxRequest) wrenn.PauseOptions {
 
 // ForkRequest asks for copies of a sandbox.
 func ForkRequest(id wrenn.SandboxID, fork wrenn.ForkSpec) *pb.ForkSandboxRequest {
-	msg := &pb.ForkSandboxRequest{SandboxId: string(id), CheckpointId: string(fork.Checkpoint)}
+	msg := &pb.ForkSandboxRequest{SandboxId: string(id), CheckpointId: string(fork.Checkpoint), Epoch: epoch(fork.Epoch)}
 	for _, id := range fork.IDs {
 		msg.NewIds = append(msg.NewIds, string(id))
 	}
@@ -440,7 +460,7 @@ func ParseForkRequest(msg *pb.ForkSandboxRequest) (id wrenn.SandboxID, fork wren
 	if id, err = wrenn.ParseSandboxID(msg.GetSandboxId()); err != nil {
 		return "", wrenn.ForkSpec{}, err
 	}
-	fork.Checkpoint = wrenn.CheckpointID(msg.GetCheckpointId())
+	fork.Checkpoint, fork.Epoch = wrenn.CheckpointID(msg.GetCheckpointId()), parseEpoch(msg.GetEpoch())
 	for _, text := range msg.GetNewIds() {
 		copied, err := wrenn.ParseSandboxID(text)
 		if err != nil {
@@ -481,7 +501,7 @@ func ParseForkResults(msg *pb.ForkSandboxResponse) (from wrenn.CheckpointID, res
 func Checkpoint(c wrenn.Checkpoint) *pb.Checkpoint {
 	return &pb.Checkpoint{
 		Id: string(c.ID), Parent: string(c.Parent), Name: c.Name, CreatedAtUnixMs: c.CreatedAt.UnixMilli(), SizeBytes: size(c.SizeBytes),
-		StoredAt: storedAt(c.Stored), StoredKey: c.Stored.Key,
+		StoredAt: storedAt(c.Stored), StoredKey: c.Stored.Key, Automatic: c.Automatic,
 	}
 }
 
@@ -490,7 +510,7 @@ func ParseCheckpoint(msg *pb.Checkpoint) wrenn.Checkpoint {
 	return wrenn.Checkpoint{
 		ID: wrenn.CheckpointID(Text(msg.GetId())), Parent: wrenn.CheckpointID(Text(msg.GetParent())), Name: Text(msg.GetName()),
 		CreatedAt: time.UnixMilli(msg.GetCreatedAtUnixMs()).UTC(), SizeBytes: parseSize(msg.GetSizeBytes()),
-		Stored: parseStored(msg),
+		Stored: parseStored(msg), Automatic: msg.GetAutomatic(),
 	}
 }
 

@@ -16,6 +16,7 @@ func BuildRequest(build wrenn.BuildRequest) *pb.BuildTemplateRequest {
 		msg.Source = &pb.BuildTemplateRequest_SandboxId{SandboxId: string(from)}
 		return msg
 	}
+	msg.NetworkPolicy = NetworkPolicy(build.Network)
 	msg.Vcpus, msg.MemoryMb, msg.Env = number(spec.VCPUs), number(spec.MemoryMiB), spec.Env
 	msg.DiskMb, msg.MinFreeDiskMb, msg.MaxDiskMb = number(spec.DiskMiB), number(spec.MinFreeDiskMiB), number(spec.MaxDiskMiB)
 	msg.StartCmd, msg.ReadyCmd, msg.ReadyTimeoutSec = spec.StartCmd, spec.ReadyCmd, seconds(spec.ReadyTimeout)
@@ -47,6 +48,9 @@ func ParseBuildRequest(msg *pb.BuildTemplateRequest) (wrenn.BuildRequest, error)
 	}
 	var err error
 	if build.ID, err = wrenn.ParseBuildID(msg.GetGeneration()); err != nil {
+		return build, err
+	}
+	if build.Network, err = parseNetworkPolicy(msg.GetNetworkPolicy()); err != nil {
 		return build, err
 	}
 	build.Spec.From, err = parseSource(msg)
@@ -133,6 +137,7 @@ func BuildEvent(ev wrenn.BuildEvent) *pb.BuildTemplateResponse {
 		return &pb.BuildTemplateResponse{Event: &pb.BuildTemplateResponse_Done{Done: &pb.TemplateBuilt{
 			Vcpus: number(ev.Built.VCPUs), MemoryMb: number(ev.Built.MemoryMiB), SizeBytes: size(ev.Built.SizeBytes),
 			Env: ev.Built.Env, Digest: ev.Built.Digest, DiskOnly: ev.Built.DiskOnly, DiskMb: number(ev.Built.DiskMiB),
+			PolicyFollowed: ev.Built.PolicyFollowed,
 		}}}
 	case ev.Keepalive:
 		return &pb.BuildTemplateResponse{Event: &pb.BuildTemplateResponse_Keepalive{Keepalive: true}}
@@ -157,6 +162,7 @@ func ParseBuildEvent(msg *pb.BuildTemplateResponse) wrenn.BuildEvent {
 		return wrenn.BuildEvent{Built: &wrenn.BuildResult{
 			Size: parseSandboxSize(ev.Done), SizeBytes: parseSize(ev.Done.GetSizeBytes()),
 			Env: ev.Done.GetEnv(), Digest: Text(ev.Done.GetDigest()), DiskOnly: ev.Done.GetDiskOnly(), DiskMiB: int(ev.Done.GetDiskMb()),
+			PolicyFollowed: ev.Done.GetPolicyFollowed(),
 		}}
 	}
 	return wrenn.BuildEvent{Keepalive: true}

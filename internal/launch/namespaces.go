@@ -41,7 +41,7 @@ func inNamespaces(cmd Command, fn func() error) error {
 		if err := enterNetwork(cmd.Namespace); err != nil {
 			return err
 		}
-		if err := enterRoot(cmd.Root); err != nil {
+		if err := enterRoot(cmd); err != nil {
 			return err
 		}
 		return fn()
@@ -77,13 +77,13 @@ func enterNetwork(path string) error {
 	return nil
 }
 
-// enterRoot moves the thread to a root. From then on it sees no file of the host, and
-// what it executes gains no privileges.
-func enterRoot(root *Root) error {
-	if root == nil {
+// enterRoot moves the thread to the command's root. From then on it sees no file of the
+// host, and what it executes gains no privileges.
+func enterRoot(cmd Command) error {
+	if cmd.Root == nil {
 		return nil
 	}
-	if err := root.enter(); err != nil {
+	if err := cmd.Root.enter(cmd.UID, cmd.GID); err != nil {
 		return err
 	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {

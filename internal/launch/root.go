@@ -21,6 +21,10 @@ type Root struct {
 	// Devices are device files of the host, like /dev/null. In ReadOnly and Writable
 	// device files do not work.
 	Devices []string
+	// Nodes are device files of the host, like /dev/kvm, of which the process gets its
+	// own, with mode 0600 and its user as the owner: the host's may belong to a group.
+	// This needs CAP_MKNOD.
+	Nodes []string
 	// Links are symbolic links, by their paths: that of /lib is "usr/lib" on most
 	// distributions.
 	Links map[string]string
@@ -42,8 +46,9 @@ type tree struct {
 }
 
 // enter makes the root that of the calling thread, which must be in its own mount
-// namespace, and from which every mount of the host disappears.
-func (r *Root) enter() error {
+// namespace, and from which every mount of the host disappears. The process will run
+// as the user.
+func (r *Root) enter(uid, gid uint32) error {
 	trees, err := r.open()
 	defer func() {
 		for _, t := range trees {
@@ -61,7 +66,7 @@ func (r *Root) enter() error {
 			return fmt.Errorf("mount %s in the new root: %w", t.path, err)
 		}
 	}
-	if err := errors.Join(r.link(), r.mountProc()); err != nil {
+	if err := errors.Join(r.link(), r.mountProc(), r.makeNodes(int(uid), int(gid))); err != nil {
 		return err
 	}
 	if err := unix.Mount("", stage, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
@@ -130,6 +135,41 @@ func (t tree) makePoint(point string) error {
 		return err
 	}
 	return unix.Mknod(point, unix.S_IFREG|0o444, 0)
+}
+
+// makeNodes makes the device files that belong to the user. Each is mounted on itself,
+// because device files of the root itself do not work.
+func (r *Root) makeNodes(uid, gid int) error {
+	for _, path := range r.Nodes {
+		if err := makeNode(path, uid, gid); err != nil {
+			return fmt.Errorf("device file %s in the new root: %w", path, err)
+		}
+	}
+	return nil
+}
+
+func makeNode(path string, uid, gid int) error {
+	var stat unix.Stat_t
+	if err := unix.Stat(path, &stat); err != nil {
+		return err
+	}
+	if kind := stat.Mode & unix.S_IFMT; kind != unix.S_IFCHR && kind != unix.S_IFBLK {
+		return errors.New("not a device file")
+	}
+	point := filepath.Join(stage, path)
+	if err := os.MkdirAll(filepath.Dir(point), 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mknod(point, stat.Mode&unix.S_IFMT|0o600, int(stat.Rdev)); err != nil {
+		return err
+	}
+	if err := os.Lchown(point, uid, gid); err != nil {
+		return err
+	}
+	if err := unix.Mount(point, point, "", unix.MS_BIND, ""); err != nil {
+		return err
+	}
+	return unix.Mount("", point, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NOEXEC, "")
 }
 
 func (r *Root) link() error {

@@ -73,6 +73,25 @@ func TestRootHasNothingElseOfTheHost(t *testing.T) {
 	}
 }
 
+// A device file of the process's own can be used by its user alone, whatever the mode of
+// the host's is.
+func TestRootHasDeviceFilesOfItsUser(t *testing.T) {
+	host := filepath.Join(t.TempDir(), "zero") // which only root may open
+	testkit.Must(t, unix.Mknod(host, unix.S_IFCHR|0o600, int(unix.Mkdev(1, 5))))
+	out := inRoot(t, fmt.Sprintf(`stat -c '%%u %%g %%a' %[1]s; head -c 3 %[1]s | wc -c; ! rm %[1]s; ! chmod 666 %[1]s`, host), func(c *Command) {
+		c.Root.Nodes = []string{host}
+	})
+	if want := "64123 64123 600\n3\n"; out != want {
+		t.Errorf("got %q, want %q", out, want)
+	}
+	cmd := sh("true")
+	cmd.Root = testRoot(t)
+	cmd.Root.Nodes = []string{"/etc/passwd"}
+	if _, err := Start(cmd); err == nil {
+		t.Error("a file that is no device became one")
+	}
+}
+
 func TestRootCannotBeChanged(t *testing.T) {
 	shared, private := t.TempDir(), filepath.Join(t.TempDir(), "private")
 	testkit.Must(t, os.WriteFile(private, []byte("secret"), 0o644))

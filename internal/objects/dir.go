@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"wrenn"
 	"wrenn/internal/durable"
@@ -215,4 +216,37 @@ func (d *Dir) Delete(_ context.Context, key string) error {
 		}
 	}
 	return nil //nolint:nilerr // as above
+}
+
+// DeleteUnfinished implements Store. Files that are being written have no keys, so the
+// prefix does not matter; the time is that of the last write.
+func (d *Dir) DeleteUnfinished(ctx context.Context, prefix string, before time.Time) (n int, err error) {
+	entries, err := os.ReadDir(d.path)
+	if err != nil {
+		return 0, fileFailure("list unfinished uploads of", prefix, err)
+	}
+	for _, e := range entries {
+		switch {
+		case ctx.Err() != nil:
+			return n, context.Cause(ctx)
+		case n == maxUnfinished:
+			return n, nil
+		case !strings.HasPrefix(e.Name(), temporary) || !e.Type().IsRegular():
+			continue
+		}
+		info, err := e.Info()
+		if err == nil && !info.ModTime().Before(before) {
+			continue
+		}
+		if err == nil {
+			err = os.Remove(filepath.Join(d.path, e.Name()))
+		}
+		switch {
+		case err == nil:
+			n++
+		case !errors.Is(err, fs.ErrNotExist): // renamed or removed since then
+			return n, fileFailure("abort the upload of", e.Name(), err)
+		}
+	}
+	return n, nil
 }

@@ -49,7 +49,15 @@ type Store interface {
 	List(ctx context.Context, prefix string) iter.Seq2[Info, error]
 	// Delete removes an object. It is no error if there is none.
 	Delete(ctx context.Context, key string) error
+	// DeleteUnfinished removes what puts have left that began before that time, for keys
+	// with the prefix, and did not end: their programs were killed. It returns how many it
+	// removed, also with an error. A put that is still at work then fails, and may be
+	// repeated. One call removes at most maxUnfinished; the rest stays for the next.
+	DeleteUnfinished(ctx context.Context, prefix string, before time.Time) (int, error)
 }
+
+// maxUnfinished bounds what one call of DeleteUnfinished removes.
+const maxUnfinished = 1000
 
 // maxKey is the length of a key that S3 allows, less room for the prefix of a store.
 const maxKey = 512

@@ -9,11 +9,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
 
 	"wrenn"
 	"wrenn/internal/objects"
@@ -289,4 +292,107 @@ func TestURLs(t *testing.T) {
 	}
 	_, err := objects.Open("file:///no/such/directory", "", objects.Policy{})
 	testkit.WantCode(t, err, wrenn.FailedPrecondition, "create or mount")
+}
+
+// TestUnfinishedInDirectory removes what killed programs have left, and nothing else.
+func TestUnfinishedInDirectory(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, "file://"+dir, "", quick())
+	now := time.Now()
+	objectstest.Put(t, s, "teams/a", "whole")
+	for name, age := range map[string]time.Duration{".put-old": 2 * time.Hour, ".put-new": 0, ".other": 2 * time.Hour} {
+		path := filepath.Join(dir, name)
+		testkit.Must(t, os.WriteFile(path, []byte("half"), 0o600))
+		testkit.Must(t, os.Chtimes(path, now, now.Add(-age)))
+	}
+	testkit.Must(t, os.Chtimes(filepath.Join(dir, "teams/a"), now, now.Add(-2*time.Hour)))
+	for _, want := range []int{1, 0} { // twice is allowed
+		if n, err := s.DeleteUnfinished(t.Context(), "", now.Add(-time.Hour)); n != want || err != nil {
+			t.Errorf("DeleteUnfinished() = %d, %v; want %d", n, err, want)
+		}
+	}
+	for name, want := range map[string]bool{".put-old": false, ".put-new": true, ".other": true, "teams/a": true} {
+		if _, err := os.Stat(filepath.Join(dir, name)); (err == nil) != want {
+			t.Errorf("%s exists: %t, want %t", name, err == nil, want)
+		}
+	}
+}
+
+// TestUnfinishedInBucket is the same for the multipart uploads of a bucket, which other
+// programs use too.
+func TestUnfinishedInBucket(t *testing.T) {
+	server := objectstest.StartServer(t)
+	s := open(t, strings.Replace(server.URL(), "?", "/some?", 1), server.Credentials, quick())
+	core, err := minio.NewCore(server.Address, &minio.Options{Creds: credentials.NewStaticV4("test", server.Secret, "")})
+	testkit.Must(t, err)
+	begin := func(key string) {
+		t.Helper()
+		id, err := core.NewMultipartUpload(t.Context(), "wrenn", key, minio.PutObjectOptions{})
+		testkit.Must(t, err)
+		_, err = core.PutObjectPart(t.Context(), "wrenn", key, id, 1, strings.NewReader("half"), 4, minio.PutObjectPartOptions{})
+		testkit.Must(t, err)
+	}
+	objectstest.Put(t, s, "teams/whole", "whole")
+	for _, key := range []string{"some/teams/a", "some/teams/a", "some/teams/b/c", "some/teams/whole", "some/shared/d", "teams/a", "other"} {
+		begin(key)
+	}
+	early, late := time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	for _, step := range []struct {
+		before time.Time
+		want   int
+	}{{early, 0}, {late, 4}, {late, 0}} {
+		if n, err := s.DeleteUnfinished(t.Context(), "teams/", step.before); n != step.want || err != nil {
+			t.Errorf("DeleteUnfinished() = %d, %v; want %d", n, err, step.want)
+		}
+	}
+	left, err := core.ListMultipartUploads(t.Context(), "wrenn", "", "", "", "", 1000)
+	testkit.Must(t, err)
+	var keys []string
+	for _, u := range left.Uploads {
+		keys = append(keys, u.Key)
+	}
+	if diff := cmp.Diff([]string{"other", "some/shared/d", "teams/a"}, keys); diff != "" {
+		t.Errorf("the uploads that are left (-want +got):\n%s", diff)
+	}
+	if text, err := objects.ReadAll(t.Context(), s, "teams/whole", 5); string(text) != "whole" || err != nil {
+		t.Errorf("the object is %q, %v", text, err)
+	}
+}
+
+// endsUploads is a body whose first read at or behind the offset removes all unfinished uploads.
+type endsUploads struct {
+	io.ReaderAt
+	offset int64
+	once   sync.Once
+	end    func()
+}
+
+func (b *endsUploads) ReadAt(p []byte, off int64) (int, error) {
+	if off >= b.offset {
+		b.once.Do(b.end)
+	}
+	return b.ReaderAt.ReadAt(p, off)
+}
+
+// TestUnfinishedAtWork: an upload that is taken for one of a killed program is repeated,
+// whether it ends before a part is sent or in the middle of one.
+func TestUnfinishedAtWork(t *testing.T) {
+	server := objectstest.StartServer(t)
+	s := open(t, server.URL(), server.Credentials, quick())
+	content := bytes.Repeat([]byte("0123456789abcdef"), 40<<16)
+	for name, offset := range map[string]int64{"between": 16 << 20, "middle": 20 << 20} {
+		t.Run(name, func(t *testing.T) {
+			removed := 0
+			body := &endsUploads{ReaderAt: bytes.NewReader(content), offset: offset, end: func() {
+				n, err := s.DeleteUnfinished(t.Context(), "teams/", time.Now().Add(time.Hour))
+				removed += n
+				testkit.Must(t, err)
+			}}
+			testkit.Must(t, s.Put(t.Context(), "teams/"+name, body, int64(len(content)), false))
+			got, err := objects.ReadAll(t.Context(), s, "teams/"+name, int64(len(content)))
+			if err != nil || !bytes.Equal(got, content) || removed != 1 {
+				t.Errorf("%d bytes, %v; %d uploads were removed, want 1", len(got), err, removed)
+			}
+		})
+	}
 }

@@ -239,6 +239,17 @@ func (r *retrying) Delete(ctx context.Context, key string) error {
 	})
 }
 
+// DeleteUnfinished implements Store.
+func (r *retrying) DeleteUnfinished(ctx context.Context, prefix string, before time.Time) (n int, err error) {
+	err = r.try(ctx, prefix, func(w *watch) error {
+		defer w.stop()
+		removed, err := r.store.DeleteUnfinished(w.ctx, prefix, before)
+		n += removed
+		return err
+	})
+	return n, err
+}
+
 // List implements Store. A list that breaks off begins again, and leaves out what it
 // has returned.
 func (r *retrying) List(ctx context.Context, prefix string) iter.Seq2[Info, error] {

@@ -207,6 +207,53 @@ func (s *S3) Delete(ctx context.Context, key string) error {
 	return err
 }
 
+// maxPages bounds the pages of unfinished uploads that are read at a time, each of up to 1000.
+const maxPages = 100
+
+// DeleteUnfinished implements Store: it aborts multipart uploads. When they began is what
+// the server's clock said.
+func (s *S3) DeleteUnfinished(ctx context.Context, prefix string, before time.Time) (n int, err error) {
+	key, upload := "", ""
+	for range maxPages {
+		page, err := s.client.ListMultipartUploads(ctx, s.bucket, s.prefix+prefix, key, upload, "", 1000)
+		if err != nil {
+			return n, s.failure(ctx, "list unfinished uploads of", prefix, err)
+		}
+		for i := range page.Uploads {
+			u := &page.Uploads[i]
+			if !s.isUnfinished(u, prefix, before) {
+				continue
+			}
+			if err := s.abort(ctx, u); err != nil {
+				return n, err
+			}
+			if n++; n == maxUnfinished {
+				return n, nil
+			}
+		}
+		if key, upload = page.NextKeyMarker, page.NextUploadIDMarker; !page.IsTruncated || key == "" {
+			return n, nil
+		}
+	}
+	return n, nil
+}
+
+// isUnfinished reports whether an upload is for a key of this store with the prefix, and
+// is known to have begun before that time.
+func (s *S3) isUnfinished(u *minio.ObjectMultipartInfo, prefix string, before time.Time) bool {
+	key, ours := strings.CutPrefix(u.Key, s.prefix)
+	return ours && strings.HasPrefix(key, prefix) && CheckKey(key) == nil && !u.Initiated.IsZero() && u.Initiated.Before(before)
+}
+
+// abort ends an upload. It is no error if it has ended.
+func (s *S3) abort(ctx context.Context, u *minio.ObjectMultipartInfo) error {
+	err := s.client.AbortMultipartUpload(ctx, s.bucket, u.Key, u.UploadID)
+	if res, ok := errors.AsType[minio.ErrorResponse](err); ok && res.Code == minio.NoSuchUpload {
+		return nil
+	}
+	return s.failure(ctx, "abort the upload of", strings.TrimPrefix(u.Key, s.prefix), err)
+}
+
 // failure translates an error of the client.
 func (s *S3) failure(ctx context.Context, doing, key string, err error) error {
 	if err == nil {
@@ -230,6 +277,8 @@ func (s *S3) explain(err error) (code wrenn.Code, why string) {
 		return wrenn.FailedPrecondition, "the bucket " + s.bucket + " does not exist: create it"
 	case "QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", minio.EntityTooLarge:
 		return wrenn.Exhausted, "the store is full"
+	case minio.NoSuchUpload:
+		return wrenn.Unavailable, "another program has ended the upload"
 	case minio.InvalidRange:
 		return wrenn.FailedPrecondition, "it is shorter than it must be"
 	case "InvalidAccessKeyId", "SignatureDoesNotMatch":

@@ -56,13 +56,25 @@ func Main(m *testing.M) {
 // it fails.
 func New(tb testing.TB) string {
 	tb.Helper()
+	return create(tb, template)
+}
+
+// Empty is New without the schema, for the restore of a dump.
+func Empty(tb testing.TB) string {
+	tb.Helper()
+	return create(tb, "template0")
+}
+
+// create makes a database like another one.
+func create(tb testing.TB, like string) string {
+	tb.Helper()
 	if !shared.armed.Load() {
 		tb.Fatal("pgtest.New needs: func TestMain(m *testing.M) { pgtest.Main(m) }")
 	}
 	shared.once.Do(func() { shared.err = startShared() })
 	orSkip(tb, shared.err)
 	name := fmt.Sprintf("test_%d", shared.last.Add(1))
-	admin(tb, "CREATE DATABASE "+name+" TEMPLATE "+template)
+	admin(tb, "CREATE DATABASE "+name+" TEMPLATE "+like)
 	tb.Cleanup(func() { admin(tb, "DROP DATABASE "+name+" WITH (FORCE)") })
 	return shared.server.URL(name)
 }

@@ -54,11 +54,13 @@ type Manifest struct {
 	Owner string `json:"owner,omitempty"`
 	// Copy is where that copy is; zero while there is none. See SetCopy.
 	Copy wrenn.Stored `json:"copy,omitzero"`
+	// Fetched: this snapshot was made from that copy. See Store.Unused.
+	Fetched bool `json:"fetched,omitempty"`
 }
 
 // Portable returns the manifest without what is true on one host alone.
 func (m Manifest) Portable() Manifest {
-	m.Base, m.Pinned, m.Transient, m.Owner, m.Copy = "", false, false, "", wrenn.Stored{}
+	m.Base, m.Pinned, m.Transient, m.Owner, m.Copy, m.Fetched = "", false, false, "", wrenn.Stored{}, false
 	return m
 }
 

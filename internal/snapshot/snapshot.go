@@ -74,6 +74,9 @@ type entry struct {
 	owner  string       // see Manifest
 	copied wrenn.Stored // see Manifest
 	due    time.Time    // when to hash it, at the earliest
+
+	fetched bool      // see Manifest
+	last    time.Time // when a lease began or ended, or the store was opened
 }
 
 // Open returns the store in dir, which it creates if necessary, and removes
@@ -120,7 +123,7 @@ func (s *Store) readEntry(id string) *entry {
 }
 
 func newEntry(man Manifest) *entry {
-	return &entry{pinned: man.Pinned, hashed: true, base: man.Base, owner: man.Owner, copied: man.Copy}
+	return &entry{pinned: man.Pinned, hashed: true, base: man.Base, owner: man.Owner, copied: man.Copy, fetched: man.Fetched, last: time.Now()}
 }
 
 func (s *Store) path(id string) string { return filepath.Join(s.dir, id) }
@@ -293,6 +296,7 @@ func (s *Store) release(id string) {
 	defer s.mu.Unlock()
 	if e := s.entries[id]; e != nil {
 		e.leases--
+		e.last = time.Now()
 	}
 }
 
@@ -360,7 +364,7 @@ func (s *Store) lease(id string) bool {
 		return false
 	}
 	e.leases++
-	e.used = true
+	e.used, e.last = true, time.Now()
 	return true
 }
 
@@ -430,6 +434,20 @@ func (s *Store) Copies() map[string]wrenn.Stored {
 	out := map[string]wrenn.Stored{}
 	for id, e := range s.entries {
 		if e.pinned && e.owner != "" && !e.staged {
+			out[id] = e.copied
+		}
+	}
+	return out
+}
+
+// Unused returns the pinned snapshots that were fetched and have had no lease since that
+// time, with where they can be fetched again. The time before Open does not count.
+func (s *Store) Unused(since time.Time) map[string]wrenn.Stored {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := map[string]wrenn.Stored{}
+	for id, e := range s.entries {
+		if e.pinned && e.fetched && !e.staged && e.leases == 0 && e.last.Before(since) {
 			out[id] = e.copied
 		}
 	}

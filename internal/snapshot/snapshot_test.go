@@ -351,3 +351,34 @@ func TestHashingWaits(t *testing.T) {
 		t.Errorf("next is %q, in %v; want two, within a minute", id, wait)
 	}
 }
+
+// TestUnused: fetched snapshots without a lease for some time are unused, others are not.
+func TestUnused(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	stored := wrenn.Stored{Key: "somewhere"}
+	publish(t, s, Manifest{ID: "fetched", Pinned: true, Owner: "team", Copy: stored, Fetched: true})()
+	leased := publish(t, s, Manifest{ID: "leased", Pinned: true, Owner: "team", Copy: stored, Fetched: true})
+	publish(t, s, Manifest{ID: "built", Pinned: true, Owner: "team", Copy: stored})()
+	publish(t, s, Manifest{ID: "removed", Owner: "team", Copy: stored, Fetched: true})()
+	past, future := time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	want := func(since time.Time, want ...string) {
+		t.Helper()
+		got := s.Unused(since)
+		for _, id := range want {
+			if got[id] != stored {
+				t.Errorf("%s is not in %v", id, got)
+			}
+		}
+		if len(got) != len(want) {
+			t.Errorf("unused are %v, want %v", got, want)
+		}
+	}
+	want(past)
+	want(future, "fetched")
+	leased()
+	want(future, "fetched", "leased")
+	s = open(t, dir)
+	want(past)
+	want(future, "fetched", "leased")
+}

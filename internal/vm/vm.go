@@ -17,7 +17,7 @@ import (
 // Driver makes machines on one kind of VMM. Its methods are safe for
 // concurrent use.
 type Driver interface {
-	// Name is "qemu", "firecracker" or "fake".
+	// Name is "firecracker", "qemu-kvm", "qemu" or "fake".
 	Name() string
 
 	// Start boots a new machine and returns when its vCPUs run; the guest's

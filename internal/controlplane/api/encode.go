@@ -43,6 +43,13 @@ func sandbox(sb *wrenn.Sandbox) oapi.Sandbox {
 	if u := sb.Unresponsive; u != nil {
 		out.Unresponsive = &oapi.Unresponsive{Since: u.Since.UTC(), Reason: u.Reason}
 	}
+	if sb.OnHostLoss != "" {
+		out.OnHostLoss = new(oapi.OnHostLoss(sb.OnHostLoss))
+	}
+	if sb.CheckpointEvery > 0 {
+		out.CheckpointEverySec = new(int64(sb.CheckpointEvery / time.Second))
+	}
+	out.CheckpointStoredAt = moment(sb.Newest.Stored.At)
 	if sb.Build != "" {
 		out.Generation = new(string(sb.Build))
 	}

@@ -40,11 +40,12 @@ func value[T any](p *T) T {
 func (h *handlers) CreateSandbox(ctx context.Context, req oapi.CreateSandboxRequestObject) (oapi.CreateSandboxResponseObject, error) {
 	body := value(req.Body)
 	create := service.CreateSandbox{
-		Metadata: value(body.Metadata), Requires: value(body.Requires),
+		Metadata: value(body.Metadata), Requires: value(body.Requires), OnHostLoss: wrenn.OnHostLoss(value(body.OnHostLoss)),
 		SandboxSpec: wrenn.SandboxSpec{
 			Template: value(body.Template), Size: wrenn.Size{VCPUs: value(body.Vcpus), MemoryMiB: value(body.MemoryMb)}, DiskMiB: value(body.DiskMb),
 			EndOfLife:  wrenn.EndOfLife{OnTimeout: wrenn.OnTimeout(value(body.OnTimeout))},
 			AutoResume: value(body.AutoResume), Env: value(body.Env), Volumes: parseMounts(value(body.Volumes)),
+			CheckpointEvery: time.Duration(value(body.CheckpointEverySec)) * time.Second,
 		},
 	}
 	if body.TimeoutSec != nil {

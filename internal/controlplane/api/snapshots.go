@@ -74,7 +74,14 @@ func (h *handlers) DeleteCheckpoint(ctx context.Context, req oapi.DeleteCheckpoi
 }
 
 func checkpoint(c *wrenn.Checkpoint) oapi.Checkpoint {
-	return oapi.Checkpoint{ID: string(c.ID), ParentID: checkpointID(c.Parent), Name: c.Name, CreatedAt: c.CreatedAt.UTC(), SizeBytes: c.SizeBytes}
+	out := oapi.Checkpoint{
+		ID: string(c.ID), ParentID: checkpointID(c.Parent), Name: c.Name, CreatedAt: c.CreatedAt.UTC(), SizeBytes: c.SizeBytes,
+		StoredAt: moment(c.Stored.At),
+	}
+	if c.Automatic {
+		out.Automatic = new(true)
+	}
+	return out
 }
 
 // checkpointID returns id, nil if it is "".

@@ -21,7 +21,7 @@ func (c *Client) Console(ctx context.Context, id wrenn.SandboxID, follow bool) (
 	r := &console{peer: c.peer, dog: dog}
 	var err error
 	dog.during(func() { // until the host's first message; later it may be silent for long
-		r.stream, err = c.streams.ReadConsole(ctx, &pb.ReadConsoleRequest{SandboxId: string(id), Follow: follow})
+		r.stream, err = c.streams.ReadConsole(c.meant(ctx), &pb.ReadConsoleRequest{SandboxId: string(id), Follow: follow})
 		if err == nil {
 			err = r.next()
 		}

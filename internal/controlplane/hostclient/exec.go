@@ -84,7 +84,7 @@ func (c *Client) open(ctx context.Context, req *pb.ExecStreamRequest) (*ExecStre
 }
 
 func (s *ExecStream) begin(ctx context.Context, c *Client, req *pb.ExecStreamRequest) error {
-	rpc, err := c.streams.ExecStream(ctx)
+	rpc, err := c.streams.ExecStream(c.meant(ctx))
 	if err != nil {
 		return wire.FromConnect(s.peer, err)
 	}

@@ -62,7 +62,7 @@ func (c *Client) transferError(ctx context.Context, err error) error {
 func (c *Client) Write(ctx context.Context, id wrenn.SandboxID, user, path string, content io.Reader) error {
 	ctx, dog := newWatchdog(ctx, c.deadlines.Stall)
 	defer dog.stop() // without CloseAndReceive the host sees a broken stream, never a whole file
-	stream, err := c.streams.WriteFileStream(ctx)
+	stream, err := c.streams.WriteFileStream(c.meant(ctx))
 	if err != nil {
 		return c.transferError(ctx, err)
 	}
@@ -125,7 +125,7 @@ func fill(r io.Reader, buf []byte) (n int, err error) {
 // caller closes the reader. A broken transfer is an error of its Read, never io.EOF.
 func (c *Client) Read(ctx context.Context, id wrenn.SandboxID, user, path string) (io.ReadCloser, error) {
 	return c.download(ctx, func(ctx context.Context) (*connect.ServerStreamForClient[pb.ReadFileStreamResponse], error) {
-		return c.downloads.ReadFileStream(ctx, &pb.ReadFileStreamRequest{SandboxId: string(id), Path: path, User: user})
+		return c.downloads.ReadFileStream(c.meant(ctx), &pb.ReadFileStreamRequest{SandboxId: string(id), Path: path, User: user})
 	})
 }
 

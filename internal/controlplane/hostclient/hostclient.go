@@ -21,10 +21,12 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"go.opentelemetry.io/otel/trace"
 
 	"wrenn"
 	"wrenn/internal/budget"
 	"wrenn/internal/hostwire"
+	"wrenn/internal/tracing"
 	"wrenn/internal/untrusted"
 	"wrenn/internal/wire"
 	pb "wrenn/proto/gen/hostagent/v1"
@@ -82,6 +84,8 @@ type Config struct {
 	// called for each connection and returns a new configuration.
 	TLS       func() *tls.Config
 	Deadlines Deadlines
+	// Traces makes spans of calls within the span of a request; nil makes none.
+	Traces trace.TracerProvider
 }
 
 // Client is a client of one host. It is safe for concurrent use.
@@ -101,6 +105,7 @@ type Client struct {
 	// dial opens a connection to the agent, by TLS where that is configured, for HTTP/1.1.
 	dial      func(context.Context) (net.Conn, error)
 	deadlines Deadlines
+	epoch     wrenn.Epoch // see At
 }
 
 // New returns a client. It connects at the first call.
@@ -109,14 +114,18 @@ func New(cfg Config) (*Client, error) {
 	bulk.MaxIdleConnsPerHost = idleBulk
 	bulk.ReadBufferSize = bulkBuffer
 	c := &Client{id: cfg.ID, peer: "host " + string(cfg.ID), transport: calls, streamTransport: streams, bulk: bulk, codec: bulkCodec{new(sync.Pool)}, deadlines: cfg.Deadlines.WithDefaults()}
-	var err error
-	if c.rpc, err = newRPC(cfg.URL, calls); err != nil {
+	spans, err := tracing.Client(cfg.Traces)
+	if err != nil {
 		return nil, err
 	}
-	if c.streams, err = newRPC(cfg.URL, streams); err != nil {
+	traced := connect.WithInterceptors(spans...)
+	if c.rpc, err = newRPC(cfg.URL, calls, traced); err != nil {
 		return nil, err
 	}
-	if c.downloads, err = newRPC(cfg.URL, bulk, connect.WithCodec(c.codec)); err != nil {
+	if c.streams, err = newRPC(cfg.URL, streams, traced); err != nil {
+		return nil, err
+	}
+	if c.downloads, err = newRPC(cfg.URL, bulk, connect.WithCodec(c.codec), traced); err != nil {
 		return nil, err
 	}
 	c.dial, err = dialer(cfg.URL, bulk)
@@ -198,6 +207,27 @@ func address(text string, t *http.Transport) (string, error) {
 	return "", invalid
 }
 
+// At returns a client for a sandbox of that epoch: the host refuses its calls as Unavailable
+// if the sandbox has another one there. 0 compares nothing. It is not closed.
+func (c *Client) At(epoch wrenn.Epoch) *Client {
+	at := *c
+	at.epoch = epoch
+	return &at
+}
+
+// Epoch is that of At; 0 is none.
+func (c *Client) Epoch() wrenn.Epoch { return c.epoch }
+
+// meant returns a context for a call that names the client's epoch.
+func (c *Client) meant(ctx context.Context) context.Context {
+	if c.epoch == 0 {
+		return ctx
+	}
+	ctx, call := connect.NewClientContext(ctx)
+	call.RequestHeader().Set(hostwire.EpochHeader, hostwire.EpochText(c.epoch))
+	return ctx
+}
+
 // Close closes idle connections. Running calls continue.
 func (c *Client) Close() {
 	c.transport.CloseIdleConnections()
@@ -209,7 +239,7 @@ func (c *Client) Close() {
 func call[Req, Res any](ctx context.Context, c *Client, limit time.Duration, f func(context.Context, *Req) (*Res, error), req *Req) (*Res, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	res, err := f(ctx, req)
+	res, err := f(c.meant(ctx), req)
 	return res, wire.FromConnect(c.peer, err)
 }
 
@@ -302,11 +332,11 @@ func (c *Client) Resume(ctx context.Context, id wrenn.SandboxID, token string) e
 	return err
 }
 
-// Fetch makes the paused sandbox on this host from what another host has stored of it at
-// key; twice is allowed. FailedPrecondition when the agent is of a version that cannot,
+// Fetch makes the paused sandbox on this host from what another host has stored of it;
+// twice is allowed. FailedPrecondition when the agent is of a version that cannot,
 // or has no store, or what is stored cannot be used; NotFound when nothing is stored.
-func (c *Client) Fetch(ctx context.Context, id wrenn.SandboxID, team wrenn.TeamID, key string) error {
-	_, err := call(ctx, c, c.deadlines.Pause, c.rpc.FetchSandbox, hostwire.FetchRequest(id, team, key))
+func (c *Client) Fetch(ctx context.Context, id wrenn.SandboxID, from wrenn.StoredSandbox) error {
+	_, err := call(ctx, c, c.deadlines.Pause, c.rpc.FetchSandbox, hostwire.FetchRequest(id, from))
 	return err
 }
 
@@ -343,7 +373,7 @@ func (c *Client) SetNetwork(ctx context.Context, id wrenn.SandboxID, policy wren
 func (c *Client) Egress(ctx context.Context, id wrenn.SandboxID, after uint64, wait time.Duration) (wrenn.EgressLog, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.deadlines.Extend+wait)
 	defer cancel()
-	res, err := c.rpc.ReadEgress(ctx, hostwire.EgressRequest(id, after, wait))
+	res, err := c.rpc.ReadEgress(c.meant(ctx), hostwire.EgressRequest(id, after, wait))
 	if connect.CodeOf(err) == connect.CodeUnimplemented {
 		return wrenn.EgressLog{}, wrenn.Errorf(wrenn.FailedPrecondition, "%s has no egress log: its agent must be updated", c.peer)
 	}
@@ -355,7 +385,7 @@ func (c *Client) Egress(ctx context.Context, id wrenn.SandboxID, after uint64, w
 func (c *Client) ExplainEgress(ctx context.Context, id wrenn.SandboxID, host string, port uint16) (wrenn.EgressExplanation, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.deadlines.Extend)
 	defer cancel()
-	res, err := c.rpc.ExplainEgress(ctx, hostwire.ExplainRequest(id, host, port))
+	res, err := c.rpc.ExplainEgress(c.meant(ctx), hostwire.ExplainRequest(id, host, port))
 	if connect.CodeOf(err) == connect.CodeUnimplemented {
 		return wrenn.EgressExplanation{}, wrenn.Errorf(wrenn.FailedPrecondition, "%s cannot explain: its agent must be updated", c.peer)
 	}
@@ -368,7 +398,7 @@ func (c *Client) ExplainEgress(ctx context.Context, id wrenn.SandboxID, host str
 func (c *Client) Metrics(ctx context.Context, id wrenn.SandboxID, from, to time.Time) ([]wrenn.MetricsSample, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.deadlines.Extend)
 	defer cancel()
-	res, err := c.rpc.ReadMetrics(ctx, hostwire.MetricsRequest(id, from, to))
+	res, err := c.rpc.ReadMetrics(c.meant(ctx), hostwire.MetricsRequest(id, from, to))
 	if connect.CodeOf(err) == connect.CodeUnimplemented {
 		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "%s has no metrics: its agent must be updated", c.peer)
 	}

@@ -49,6 +49,9 @@ func (c *Client) ask(ctx context.Context, id wrenn.SandboxID, port uint16, name 
 		return nil, err
 	}
 	req.Header.Set(tunnel.NameHeader, name)
+	if c.epoch != 0 {
+		req.Header.Set(hostwire.EpochHeader, hostwire.EpochText(c.epoch))
+	}
 	conn, err := c.dial(ctx)
 	if err != nil {
 		return nil, err

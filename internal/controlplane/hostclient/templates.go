@@ -18,7 +18,8 @@ import (
 func (c *Client) Build(ctx context.Context, build wrenn.BuildRequest, events func(wrenn.BuildEvent)) (wrenn.BuildResult, error) {
 	ctx, dog := newWatchdog(ctx, c.deadlines.Stall)
 	defer dog.stop()
-	stream, err := c.rpc.BuildTemplate(ctx, hostwire.BuildRequest(build))
+	req := hostwire.BuildRequest(build)
+	stream, err := c.rpc.BuildTemplate(ctx, req)
 	if err != nil {
 		return wrenn.BuildResult{}, c.transferError(ctx, err)
 	}
@@ -32,6 +33,8 @@ func (c *Client) Build(ctx context.Context, build wrenn.BuildRequest, events fun
 		switch ev := hostwire.ParseBuildEvent(stream.Msg()); {
 		case ev.Built != nil && ev.Built.DiskOnly != build.Spec.From.DiskOnly:
 			return wrenn.BuildResult{}, wrenn.Errorf(wrenn.FailedPrecondition, "the agent of the sandbox's host is too old to leave out the memory: update it")
+		case ev.Built != nil && req.GetNetworkPolicy() != nil && !ev.Built.PolicyFollowed:
+			return wrenn.BuildResult{}, wrenn.Errorf(wrenn.FailedPrecondition, "the agent of the build's host is too old to follow the team's network policy in builds: update it")
 		case ev.Built != nil:
 			return *ev.Built, nil
 		case !ev.Keepalive:

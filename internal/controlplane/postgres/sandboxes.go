@@ -38,7 +38,7 @@ type Limits struct {
 // CreateSandbox writes the row of a sandbox that starts on sb.Host, and its
 // event, unless that exceeds a limit of the team: Exhausted. NotFound when a volume of
 // it was deleted. It takes ID, Team, Host, Template, Build, VCPUs, MemoryMB, EndOfLife,
-// AutoResume, Parent, Metadata, Requires, Env, Network and Volumes of sb. actor and
+// AutoResume, OnHostLoss, CheckpointEvery, Parent, Metadata, Requires, Env, Network and Volumes of sb. actor and
 // Reason are recorded in the event.
 func (s *Store) CreateSandbox(ctx context.Context, sb wrenn.Sandbox, limits Limits, actor string) (*wrenn.Sandbox, error) {
 	rows, err := s.CreateSandboxes(ctx, []wrenn.Sandbox{sb}, limits, actor)
@@ -57,7 +57,7 @@ func (s *Store) CreateSandboxes(ctx context.Context, sandboxes []wrenn.Sandbox, 
 		VCPUs: clampInt32(sb.VCPUs), MemoryMB: clampInt32(sb.MemoryMiB), TimeoutSec: seconds(sb.Timeout),
 		OnTimeout: string(cmp.Or(sb.OnTimeout, wrenn.DestroyOnTimeout)), AbsoluteTimeout: sb.Absolute, AutoResume: sb.AutoResume, ParentID: string(sb.Parent),
 		Metadata: orEmpty(sb.Metadata), Env: orEmpty(sb.Env), Network: sb.Network, Volumes: append([]wrenn.VolumeMount{}, sb.Volumes...), // none is [], not null
-		DiskMB: clampInt32(sb.DiskMiB), Requires: orEmpty(sb.Requires), Worker: &s.worker, Actor: actor, Reason: sb.Reason,
+		DiskMB: clampInt32(sb.DiskMiB), Requires: orEmpty(sb.Requires), OnHostLoss: string(cmp.Or(sb.OnHostLoss, wrenn.FailOnHostLoss)), CheckpointEverySec: seconds(sb.CheckpointEvery), Worker: &s.worker, Actor: actor, Reason: sb.Reason,
 	}
 	for _, sb := range sandboxes {
 		params.IDs = append(params.IDs, string(sb.ID))
@@ -159,8 +159,13 @@ type Move struct {
 	Host   wrenn.HostID   // "" keeps the row's
 	Actor  string         // recorded in the event
 
-	Moving   bool   // it shall run again on another host; kept until it runs
-	MovedKey string // what the Host has fetched; "" keeps the row's
+	Moving bool // it shall run again on another host; kept until it runs
+	// MovedKey is what the Host has fetched; "" keeps the row's. With it, or with another
+	// Host, the row's epoch is one more.
+	MovedKey string
+	// Stored is where the paused sandbox is to be continued from; zero keeps the row's, if
+	// that holds still.
+	Stored wrenn.Stored
 }
 
 // MoveSandbox moves a row to another state, and writes the event, if the row still
@@ -180,7 +185,7 @@ func (s *Store) MoveSandbox(ctx context.Context, sb *wrenn.Sandbox, m Move) (*wr
 
 func (s *Store) move(sb *wrenn.Sandbox, m Move) dbsqlc.MoveSandboxParams {
 	params := dbsqlc.MoveSandboxParams{
-		Moving: m.Moving, MovedKey: m.MovedKey,
+		Moving: m.Moving, MovedKey: m.MovedKey, StoredKey: m.Stored.Key, StoredAt: orNil(m.Stored.At),
 		ID: string(sb.ID), Version: sb.Version, FromState: string(sb.State), ToState: string(m.To), Reason: m.Reason, EndCause: string(m.Cause), Actor: m.Actor,
 	}
 	if m.Host != "" {
@@ -254,6 +259,28 @@ func (s *Store) SetStored(ctx context.Context, sb *wrenn.Sandbox, stored wrenn.S
 	}
 	return s.change(ctx, "record where the sandbox is stored", func(ctx context.Context) (dbsqlc.Sandbox, error) {
 		row, err := s.queries.SetStored(ctx, params)
+		return dbsqlc.Sandbox(row), err
+	})
+}
+
+// SetNewestCheckpoint records the newest checkpoint of a sandbox that is stored, zero for
+// none, if its host and epoch are still those of sb. It does not change the version.
+func (s *Store) SetNewestCheckpoint(ctx context.Context, sb *wrenn.Sandbox, newest wrenn.StoredCheckpoint) error {
+	return s.call(ctx, "record the sandbox's newest checkpoint", func(ctx context.Context) error {
+		return s.queries.SetNewestCheckpoint(ctx, dbsqlc.SetNewestCheckpointParams{
+			ID: string(sb.ID), HostID: string(sb.Host), Epoch: int64(sb.Epoch),
+			CheckpointID: string(newest.ID), CheckpointKey: newest.Stored.Key, CheckpointAt: orNil(newest.Stored.At),
+		})
+	})
+}
+
+// SetEpoch records the epoch that a sandbox has on its host, if it is later than the row's,
+// under the condition of MoveSandbox.
+func (s *Store) SetEpoch(ctx context.Context, sb *wrenn.Sandbox, epoch wrenn.Epoch, actor string) (*wrenn.Sandbox, error) {
+	return s.change(ctx, "record the sandbox's epoch", func(ctx context.Context) (dbsqlc.Sandbox, error) {
+		row, err := s.queries.SetEpoch(ctx, dbsqlc.SetEpochParams{
+			ID: string(sb.ID), Version: sb.Version, Epoch: int64(epoch), Actor: actor, Reason: "its host has it with a later epoch",
+		})
 		return dbsqlc.Sandbox(row), err
 	})
 }
@@ -535,12 +562,14 @@ func sandbox(r dbsqlc.Sandbox) *wrenn.Sandbox {
 			Template: r.Template, Build: wrenn.BuildID(r.Generation), DiskMiB: int(r.DiskMB),
 			Size:       wrenn.Size{VCPUs: int(r.VCPUs), MemoryMiB: int(r.MemoryMB)},
 			EndOfLife:  wrenn.EndOfLife{Timeout: time.Duration(r.TimeoutSec) * time.Second, OnTimeout: wrenn.OnTimeout(r.OnTimeout), Absolute: r.AbsoluteTimeout},
-			AutoResume: r.AutoResume, Env: r.Env, Network: r.Network, Volumes: append([]wrenn.VolumeMount(nil), r.Volumes...), // none is nil
+			AutoResume: r.AutoResume, Env: r.Env, Network: r.Network, Epoch: wrenn.Epoch(r.Epoch), CheckpointEvery: time.Duration(r.CheckpointEverySec) * time.Second, Volumes: append([]wrenn.VolumeMount(nil), r.Volumes...), // none is nil
 		},
 		CreatedAt: r.CreatedAt.UTC(), StartedAt: orZero(r.StartedAt), LastActiveAt: orZero(r.LastActiveAt), EndsAt: orZero(r.EndsAt),
 		UpdatedAt: r.UpdatedAt.UTC(), Version: r.Version,
 		EndCause: wrenn.EndCause(r.EndCause), Unresponsive: unresponsive(&r),
 		Stored: wrenn.Stored{At: orZero(r.StoredAt), Key: r.StoredKey}, Moving: r.Moving, MovedKey: r.MovedKey,
+		OnHostLoss: wrenn.OnHostLoss(r.OnHostLoss),
+		Newest:     wrenn.StoredCheckpoint{ID: wrenn.CheckpointID(r.CheckpointID), Stored: wrenn.Stored{At: orZero(r.CheckpointAt), Key: r.CheckpointKey}},
 	}
 }
 

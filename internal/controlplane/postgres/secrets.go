@@ -2,7 +2,9 @@ package postgres
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
+	"fmt"
 
 	"github.com/jackc/pgx/v5"
 
@@ -160,6 +162,40 @@ func (s secretStore) SecretsOfOtherKeys(ctx context.Context, keyID string, after
 func (s secretStore) ResealSecret(ctx context.Context, sealed Sealed) error {
 	return s.call(ctx, "encrypt a secret again", func(ctx context.Context) error {
 		_, err := s.queries.ResealSecret(ctx, dbsqlc.ResealSecretParams{ID: string(sealed.ID), Version: clampInt32(sealed.Version), Sealed: sealed.Value, KeyID: sealed.KeyID})
+		return err
+	})
+}
+
+// SealedProxy is the encrypted password of the egress proxy of a sandbox.
+type SealedProxy struct {
+	Sandbox wrenn.SandboxID
+	Team    wrenn.TeamID
+	Sealed  []byte
+}
+
+// ProxiesOfOtherKeys returns the passwords of egress proxies of all teams that another key
+// encrypts, of sandboxes that have not ended, in the order of their ids, those after an id.
+func (s secretStore) ProxiesOfOtherKeys(ctx context.Context, keyID string, after wrenn.SandboxID, limit int) ([]SealedProxy, error) {
+	var out []SealedProxy
+	err := s.call(ctx, "look for passwords of proxies of other keys", func(ctx context.Context) error {
+		rows, err := s.queries.ProxiesOfOtherKeys(ctx, keyID, string(after), clampInt32(limit))
+		for _, row := range rows {
+			sealed, err := base64.StdEncoding.DecodeString(row.Sealed) // as encoding/json writes bytes
+			if err != nil {
+				return fmt.Errorf("sandbox %s: %w", row.ID, err)
+			}
+			out = append(out, SealedProxy{Sandbox: wrenn.SandboxID(row.ID), Team: wrenn.TeamID(row.TeamID), Sealed: sealed})
+		}
+		return err
+	})
+	return out, err
+}
+
+// ResealProxy writes the same password, encrypted by another key, unless the proxy has changed.
+func (s secretStore) ResealProxy(ctx context.Context, old SealedProxy, sealed []byte, keyID string) error {
+	return s.call(ctx, "encrypt the password of a proxy again", func(ctx context.Context) error {
+		text := base64.StdEncoding.EncodeToString
+		_, err := s.queries.ResealProxy(ctx, dbsqlc.ResealProxyParams{ID: string(old.Sandbox), Old: text(old.Sealed), Sealed: text(sealed), KeyID: keyID})
 		return err
 	})
 }

@@ -43,6 +43,10 @@ type Store interface {
 	Layers(ctx context.Context, rows []wrenn.Sandbox) error
 	// SetUnresponsive shows whether the guest answers; nil means that it does.
 	SetUnresponsive(ctx context.Context, row *wrenn.Sandbox, u *wrenn.Unresponsive) error
+	// SetNewestCheckpoint shows the newest checkpoint that is stored.
+	SetNewestCheckpoint(ctx context.Context, row *wrenn.Sandbox, newest wrenn.StoredCheckpoint) error
+	// SetEpoch shows the epoch of the sandbox on the row's host, if it is a later one.
+	SetEpoch(ctx context.Context, row *wrenn.Sandbox, epoch wrenn.Epoch) error
 	// SetStored shows where a paused sandbox is stored.
 	SetStored(ctx context.Context, row *wrenn.Sandbox, stored wrenn.Stored) error
 	// SaveUnknown stores the sandboxes of a host that no row explains and returns the new ones.
@@ -59,8 +63,12 @@ type Lead interface {
 
 // Host is a host that can be reached.
 type Host interface {
+	// At returns the host for a sandbox of that epoch: it refuses calls if it has another
+	// one. 0 compares nothing.
+	At(epoch wrenn.Epoch) Host
 	Inventory(ctx context.Context) (wrenn.Inventory, error)
 	Destroy(ctx context.Context, id wrenn.SandboxID) error
+	Pause(ctx context.Context, id wrenn.SandboxID, options wrenn.PauseOptions) error
 	Extend(ctx context.Context, id wrenn.SandboxID, timeout time.Duration) error
 	// SetNetwork sets the row's network policy, with the secrets that it needs.
 	SetNetwork(ctx context.Context, row *wrenn.Sandbox) error
@@ -302,6 +310,7 @@ func (l *Loop) do(ctx context.Context, host Host, a Action) error {
 		}
 		return l.cfg.Store.Move(ctx, &a.Row, a.To, a.Reason, a.Cause)
 	}
+	host = host.At(a.Epoch)
 	first, then := move, func() error { return nil }
 	switch a.Kind {
 	case Acknowledge:
@@ -314,6 +323,14 @@ func (l *Loop) do(ctx context.Context, host Host, a Action) error {
 		first = func() error { return l.cfg.Store.SetStored(ctx, &a.Row, a.Stored) }
 	case Drop:
 		first = func() error { return l.drop(ctx, host, a.Row) }
+	case Supersede:
+		first = func() error {
+			return host.Pause(ctx, a.Row.ID, wrenn.PauseOptions{Hold: true, Guest: wrenn.PauseIfAble, SupersededBy: a.Row.Epoch})
+		}
+	case SetNewest:
+		first = func() error { return l.cfg.Store.SetNewestCheckpoint(ctx, &a.Row, a.Newest) }
+	case SetEpoch:
+		first = func() error { return l.cfg.Store.SetEpoch(ctx, &a.Row, a.Epoch) }
 	case Extend:
 		first = func() error { return host.Extend(ctx, a.Row.ID, a.Row.Timeout) }
 	case SetNetwork:
@@ -385,7 +402,11 @@ func (l *Loop) forgetReports() {
 // noHost stands for the host of rows without a host.
 type noHost struct{}
 
-func (noHost) Inventory(context.Context) (wrenn.Inventory, error)           { return wrenn.Inventory{}, nil }
+func (noHost) Inventory(context.Context) (wrenn.Inventory, error) { return wrenn.Inventory{}, nil }
+func (h noHost) At(wrenn.Epoch) Host                              { return h }
+
+func (noHost) Pause(context.Context, wrenn.SandboxID, wrenn.PauseOptions) error { return nil }
+
 func (noHost) Destroy(context.Context, wrenn.SandboxID) error               { return nil }
 func (noHost) Extend(context.Context, wrenn.SandboxID, time.Duration) error { return nil }
 

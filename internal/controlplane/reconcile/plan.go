@@ -5,7 +5,8 @@
 // It works on states, never on events: the next round sees the result of
 // whatever happened. It never destroys a live sandbox unless its row has ended or
 // is stopping, and never one that no row explains; but of a paused one that another host
-// has fetched from the snapshot store it removes the copy that is the same.
+// has fetched from the snapshot store it removes the copy that is the same. A copy of an
+// earlier epoch that runs on another host than its row's is paused, and kept.
 package reconcile
 
 import (
@@ -29,6 +30,9 @@ const (
 	Condition   Kind = "condition"   // show in the row whether the guest answers
 	SetStored   Kind = "stored"      // show in the row where the paused sandbox is stored
 	Drop        Kind = "drop"        // remove a copy of a stored sandbox that another host has, if the row is still as it was
+	Supersede   Kind = "supersede"   // pause a copy of an earlier epoch, and have its host refuse all calls that name an epoch
+	SetNewest   Kind = "checkpoint"  // show in the row its newest checkpoint that is stored
+	SetEpoch    Kind = "epoch"       // show in the row the epoch that its host has
 )
 
 // Action is one step of a plan. The actions of a plan do not depend on each other.
@@ -36,10 +40,14 @@ type Action struct {
 	Kind         Kind
 	Row          wrenn.Sandbox // as it was read: compare-and-set goes by its version
 	To           wrenn.State
-	Reason       string              // for the user
-	Cause        wrenn.EndCause      // why it ends; "" keeps the row's
-	Unresponsive *wrenn.Unresponsive // of a Condition
-	Stored       wrenn.Stored        // of a SetStored
+	Reason       string                 // for the user
+	Cause        wrenn.EndCause         // why it ends; "" keeps the row's
+	Unresponsive *wrenn.Unresponsive    // of a Condition
+	Stored       wrenn.Stored           // of a SetStored
+	Newest       wrenn.StoredCheckpoint // of a SetNewest
+	// Epoch is that of the sandbox on the host, which a call to the host means, and a
+	// SetEpoch writes; 0 compares nothing.
+	Epoch wrenn.Epoch
 }
 
 // Result is the plan for one host.
@@ -156,8 +164,19 @@ func EndOf(row *wrenn.Sandbox) wrenn.State {
 	return wrenn.Stopped
 }
 
-// present plans for a sandbox that the host has.
+// present plans for a sandbox that the host has. The actions mean the epoch that was seen.
 func (r *Result) present(row *Row, seen wrenn.ObservedSandbox, host wrenn.HostID, asOf time.Time, grace Grace) {
+	before := len(r.Actions)
+	r.compare(row, seen, host, asOf, grace)
+	if seen.SupersededBy != 0 {
+		return // its host refuses calls that name an epoch
+	}
+	for i := range r.Actions[before:] {
+		r.Actions[before+i].Epoch = seen.Epoch
+	}
+}
+
+func (r *Result) compare(row *Row, seen wrenn.ObservedSandbox, host wrenn.HostID, asOf time.Time, grace Grace) {
 	switch {
 	case row == nil:
 		r.Unknown = append(r.Unknown, seen)
@@ -167,13 +186,37 @@ func (r *Result) present(row *Row, seen wrenn.ObservedSandbox, host wrenn.HostID
 		r.elsewhere(row, seen)
 	case row.State.Ended():
 		r.over(row, seen)
+	case isOld(row, seen): // the host's disk is that of an earlier day
+		r.outdated(row, seen)
+		r.absent(row, asOf, grace)
 	case seen.State == wrenn.ObservedQuarantined:
 		r.Unknown = append(r.Unknown, seen)
 		r.end(Move, row, wrenn.Failed, reasonQuarantine, wrenn.CauseQuarantined)
 	case seen.State.Ended():
 		r.ended(row, seen)
+	case seen.Epoch > row.Epoch && row.Epoch != 0: // it was fetched again, and a control plane ended before it wrote that
+		r.add(SetEpoch, row, "", "")
 	default:
 		r.live(row, seen, asOf, grace)
+	}
+}
+
+// isOld reports whether a host has an earlier placement than the row names.
+func isOld(row *Row, seen wrenn.ObservedSandbox) bool {
+	return seen.Epoch != 0 && seen.Epoch < row.Epoch
+}
+
+// outdated plans for a copy of an earlier epoch that is not the same as the sandbox: it is
+// kept for an operator, and does not run. Its host refuses calls that were under way when
+// the sandbox was moved.
+func (r *Result) outdated(row *Row, seen wrenn.ObservedSandbox) {
+	if seen.State.Ended() {
+		r.add(Acknowledge, row, "", "")
+		return
+	}
+	r.Unknown = append(r.Unknown, seen)
+	if seen.State == wrenn.ObservedRunning || seen.State == wrenn.ObservedPaused && seen.SupersededBy == 0 {
+		r.add(Supersede, row, "", "")
 	}
 }
 
@@ -185,6 +228,10 @@ func (r *Result) elsewhere(row *Row, seen wrenn.ObservedSandbox) {
 	}
 	if seen.State == wrenn.ObservedPaused && seen.Stored.Key != "" && seen.Stored.Key == row.MovedKey {
 		r.add(Drop, row, "", "") // this host has what the row's host has fetched, and nothing else
+		return
+	}
+	if isOld(row, seen) {
+		r.outdated(row, seen)
 		return
 	}
 	r.Unknown = append(r.Unknown, seen)
@@ -257,6 +304,9 @@ func (r *Result) live(row *Row, seen wrenn.ObservedSandbox, asOf time.Time, grac
 	case seen.Stored.IsOf(row.Team): // which is shown once the row is paused
 		r.Again = true
 	}
+	if state == row.State && !state.InTransition() {
+		r.newest(row, seen.NewestStored)
+	}
 	if state == wrenn.Running && state == row.State && !sameCondition(seen.Unresponsive, row.Unresponsive) {
 		r.Actions = append(r.Actions, Action{Kind: Condition, Row: row.Sandbox, Unresponsive: seen.Unresponsive})
 	}
@@ -269,6 +319,19 @@ func (r *Result) stored(row *Row, seen wrenn.Stored) {
 		return
 	}
 	r.Actions = append(r.Actions, Action{Kind: SetStored, Row: row.Sandbox, Stored: seen})
+}
+
+// newest plans for the newest stored checkpoint that a host reports. One of another team
+// is ignored.
+func (r *Result) newest(row *Row, seen *wrenn.Checkpoint) {
+	var newest wrenn.StoredCheckpoint
+	if seen != nil {
+		newest = wrenn.StoredCheckpoint{ID: seen.ID, Stored: seen.Stored}
+	}
+	if newest.Stored.Key != "" && !newest.Stored.IsOf(row.Team) || newest.ID == row.Newest.ID && newest.Stored.Key == row.Newest.Stored.Key {
+		return
+	}
+	r.Actions = append(r.Actions, Action{Kind: SetNewest, Row: row.Sandbox, Newest: newest})
 }
 
 // sameCondition reports whether both answer, or neither since the same time. The

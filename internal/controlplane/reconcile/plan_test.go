@@ -241,12 +241,12 @@ func randomModel(rng *rand.Rand) *model {
 		if rng.IntN(8) != 0 {
 			m.rows = append(m.rows, reconcile.Row{Abandoned: rng.IntN(4) == 0, Sandbox: wrenn.Sandbox{
 				ID: id, Host: []wrenn.HostID{"h1", "h1", "h1", "h2", ""}[rng.IntN(5)], State: wrenn.States()[rng.IntN(len(wrenn.States()))],
-				Reason: []string{"", "why"}[rng.IntN(2)], SandboxSpec: wrenn.SandboxSpec{EndOfLife: wrenn.EndOfLife{Timeout: timeouts[rng.IntN(3)]}},
+				Reason: []string{"", "why"}[rng.IntN(2)], SandboxSpec: wrenn.SandboxSpec{EndOfLife: wrenn.EndOfLife{Timeout: timeouts[rng.IntN(3)]}, Epoch: wrenn.Epoch(1 + rng.IntN(2))},
 				UpdatedAt: asOf.Add(time.Duration(rng.IntN(240)-180) * time.Second), Version: int64(i),
 			}})
 		}
 		if rng.IntN(4) != 0 {
-			m.inv.Sandboxes = append(m.inv.Sandboxes, wrenn.ObservedSandbox{ID: id, State: seen[rng.IntN(len(seen))], EndOfLife: wrenn.EndOfLife{Timeout: timeouts[rng.IntN(3)]}})
+			m.inv.Sandboxes = append(m.inv.Sandboxes, wrenn.ObservedSandbox{ID: id, State: seen[rng.IntN(len(seen))], EndOfLife: wrenn.EndOfLife{Timeout: timeouts[rng.IntN(3)]}, Epoch: wrenn.Epoch(rng.IntN(4))})
 		}
 	}
 	return m
@@ -274,6 +274,9 @@ func (m *model) seen(id wrenn.SandboxID) *wrenn.ObservedSandbox {
 func (m *model) carryOut(t *testing.T, a reconcile.Action) {
 	t.Helper()
 	row, seen := m.row(a.Row.ID), m.seen(a.Row.ID)
+	if seen != nil && a.Epoch != 0 && a.Epoch != seen.Epoch {
+		t.Errorf("%+v does not mean what was seen: %+v", a, seen)
+	}
 	if a.Row.UpdatedAt.After(m.now) {
 		t.Errorf("%s was changed since the inventory: %+v", row.ID, a)
 	}
@@ -291,6 +294,16 @@ func (m *model) carryOut(t *testing.T, a reconcile.Action) {
 			t.Errorf("a %s sandbox is taken for ended", seen.State)
 		}
 		m.forget(row.ID)
+	case reconcile.Supersede:
+		if seen.Epoch == 0 || seen.Epoch >= row.Epoch {
+			t.Errorf("epoch %d is superseded by %d", seen.Epoch, row.Epoch)
+		}
+		seen.State, seen.SupersededBy = wrenn.ObservedPaused, row.Epoch
+	case reconcile.SetEpoch:
+		if row.Epoch >= a.Epoch || row.Host != m.inv.Host {
+			t.Errorf("the row %+v gets epoch %d", row, a.Epoch)
+		}
+		row.Epoch = a.Epoch
 	case reconcile.Extend:
 		seen.Timeout = row.Timeout
 	case reconcile.SetNetwork:
@@ -325,18 +338,19 @@ func (m *model) rowsOf() []reconcile.Row {
 }
 
 // TestPlanKeepsTheLaw executes plans of random worlds: no live sandbox is destroyed
-// unless its row wants that, and after two rounds the plan is empty.
+// unless its row wants that, and after three rounds the plan is empty: the first may find
+// that the row has an older epoch than its host.
 func TestPlanKeepsTheLaw(t *testing.T) {
 	for seed := range uint64(20_000) {
 		m := randomModel(rand.New(rand.NewPCG(seed, 0)))
-		for range 2 {
+		for range 3 {
 			for _, a := range reconcile.Plan(m.rowsOf(), m.inv, m.now, grace).Actions {
 				m.carryOut(t, a)
 			}
 			m.now = m.now.Add(old)
 		}
 		if left := reconcile.Plan(m.rowsOf(), m.inv, m.now, grace).Actions; len(left) != 0 {
-			t.Errorf("after two rounds there is left: %+v", left)
+			t.Errorf("after three rounds there is left: %+v", left)
 		}
 		if t.Failed() {
 			t.Fatalf("seed %d", seed)
@@ -383,6 +397,60 @@ func TestPlanStored(t *testing.T) {
 			}
 			if kind != c.want || len(got.Actions) > 1 || len(got.Unknown) != c.unknown || got.Again != c.again {
 				t.Errorf("%+v", got)
+			}
+		})
+	}
+}
+
+// TestPlanEpochs: only the copy with the row's epoch on the row's host is the sandbox. What
+// is older is paused and kept, and destroyed by nothing.
+func TestPlanEpochs(t *testing.T) {
+	const key = "teams/t/snapshots/s1.x"
+	for name, c := range map[string]struct {
+		host       wrenn.HostID // of the row
+		state      wrenn.State
+		seen       wrenn.ObservedState
+		epoch      wrenn.Epoch // that was seen; the row has 2
+		superseded bool
+		key        string // where it is stored
+		want       []reconcile.Kind
+		unknown    int
+		means      wrenn.Epoch // of the first action
+	}{
+		"an old copy runs":                        {host: "h2", state: wrenn.Running, seen: wrenn.ObservedRunning, epoch: 1, want: []reconcile.Kind{reconcile.Supersede}, unknown: 1, means: 1},
+		"an old copy runs, and the row is paused": {host: "h2", state: wrenn.Paused, seen: wrenn.ObservedRunning, epoch: 1, want: []reconcile.Kind{reconcile.Supersede}, unknown: 1, means: 1},
+		"an old copy is paused":                   {host: "h2", state: wrenn.Running, seen: wrenn.ObservedPaused, epoch: 1, want: []reconcile.Kind{reconcile.Supersede}, unknown: 1, means: 1},
+		"an old copy is superseded":               {host: "h2", state: wrenn.Running, seen: wrenn.ObservedPaused, epoch: 1, superseded: true, unknown: 1},
+		"and runs all the same":                   {host: "h2", state: wrenn.Running, seen: wrenn.ObservedRunning, epoch: 1, superseded: true, want: []reconcile.Kind{reconcile.Supersede}, unknown: 1},
+		"an old copy that is the same":            {host: "h2", state: wrenn.Running, seen: wrenn.ObservedPaused, epoch: 1, key: key, want: []reconcile.Kind{reconcile.Drop}, means: 1},
+		"the same, superseded":                    {host: "h2", state: wrenn.Running, seen: wrenn.ObservedPaused, epoch: 1, superseded: true, key: key, want: []reconcile.Kind{reconcile.Drop}},
+		"an old copy has ended":                   {host: "h2", state: wrenn.Running, seen: wrenn.ObservedFailed, epoch: 1, want: []reconcile.Kind{reconcile.Acknowledge}, means: 1},
+		"a copy of an older agent":                {host: "h2", state: wrenn.Running, seen: wrenn.ObservedRunning, unknown: 1},
+		"a copy that a move left":                 {host: "h2", state: wrenn.Running, seen: wrenn.ObservedPaused, epoch: 3, unknown: 1},
+		"the sandbox":                             {host: "h1", state: wrenn.Running, seen: wrenn.ObservedRunning, epoch: 2},
+		"of an older agent":                       {host: "h1", state: wrenn.Running, seen: wrenn.ObservedRunning},
+		"the host's disk is old":                  {host: "h1", state: wrenn.Running, seen: wrenn.ObservedRunning, epoch: 1, want: []reconcile.Kind{reconcile.Move, reconcile.Supersede}, unknown: 1, means: 1},
+		"fetched again":                           {host: "h1", state: wrenn.Paused, seen: wrenn.ObservedPaused, epoch: 3, want: []reconcile.Kind{reconcile.SetEpoch}, means: 3},
+		"deleted":                                 {host: "h1", state: wrenn.Stopped, seen: wrenn.ObservedRunning, epoch: 2, want: []reconcile.Kind{reconcile.Destroy}, means: 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := row(c.state, old, "")
+			r.Host, r.Epoch, r.MovedKey = c.host, 2, key
+			inv := inventory(c.seen, "")
+			inv.Sandboxes[0].Epoch, inv.Sandboxes[0].Stored.Key = c.epoch, c.key
+			if c.superseded {
+				inv.Sandboxes[0].SupersededBy = 2
+			}
+			got := reconcile.Plan([]reconcile.Row{r}, inv, asOf, grace)
+			var kinds []reconcile.Kind
+			for _, a := range got.Actions {
+				kinds = append(kinds, a.Kind)
+				if a.Epoch != c.means {
+					t.Errorf("%s means epoch %d, not %d", a.Kind, a.Epoch, c.means)
+				}
+			}
+			if diff := cmp.Diff(c.want, kinds); diff != "" || len(got.Unknown) != c.unknown {
+				t.Errorf("(-want +got):\n%s%+v", diff, got)
 			}
 		})
 	}

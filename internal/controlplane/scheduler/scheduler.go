@@ -179,7 +179,7 @@ func compatible(snapshot, host wrenn.Platform) Reason {
 	switch {
 	case differ(snapshot.Driver, host.Driver):
 		return Driver
-	case snapshot.Driver == "qemu" && differ(snapshot.Version, host.Version):
+	case strings.HasPrefix(snapshot.Driver, "qemu") && differ(snapshot.Version, host.Version):
 		return Driver
 	case differ(snapshot.Processor, host.Processor):
 		return Processor

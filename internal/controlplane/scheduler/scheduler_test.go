@@ -79,6 +79,8 @@ func TestPick(t *testing.T) {
 		})}, change: func(r *scheduler.Request) { r.Snapshot = &firecracker }, want: "a"},
 		"another VMM":                     {hosts: []scheduler.Host{with(empty, func(h *scheduler.Host) { h.Platform = wrenn.Platform{Driver: "qemu"} })}, change: func(r *scheduler.Request) { r.Snapshot = &firecracker }, code: wrenn.FailedPrecondition},
 		"another QEMU":                    {hosts: []scheduler.Host{with(empty, func(h *scheduler.Host) { h.Platform = wrenn.Platform{Driver: "qemu", Version: "9"} })}, change: func(r *scheduler.Request) { r.Snapshot = &wrenn.Platform{Driver: "qemu", Version: "7"} }, code: wrenn.FailedPrecondition},
+		"emulation and KVM":               {hosts: []scheduler.Host{with(empty, func(h *scheduler.Host) { h.Platform = wrenn.Platform{Driver: "qemu-kvm", Version: "7"} })}, change: func(r *scheduler.Request) { r.Snapshot = &wrenn.Platform{Driver: "qemu", Version: "7"} }, code: wrenn.FailedPrecondition},
+		"another QEMU with KVM":           {hosts: []scheduler.Host{with(empty, func(h *scheduler.Host) { h.Platform = wrenn.Platform{Driver: "qemu-kvm", Version: "9"} })}, change: func(r *scheduler.Request) { r.Snapshot = &wrenn.Platform{Driver: "qemu-kvm", Version: "7"} }, code: wrenn.FailedPrecondition},
 		"an agent with no platform":       {hosts: []scheduler.Host{empty}, change: func(r *scheduler.Request) { r.Snapshot = &firecracker }, want: "a"},
 		"a processor is no matter to new": {hosts: []scheduler.Host{with(empty, func(h *scheduler.Host) { h.Platform = firecracker })}, want: "a"},
 	} {

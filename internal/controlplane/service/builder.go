@@ -75,8 +75,16 @@ func (b *builder) buildOnSomeHost(ctx context.Context, job *buildJob, log *build
 	g, on := &job.Build, job.on
 	place := need(g.Spec.Size, g.Spec.DiskMiB)
 	place.Except = map[wrenn.HostID]bool{}
+	team, err := b.policyOf(ctx, postgres.PolicyOwner{Team: g.Team})
+	if err != nil {
+		on.release(0)
+		return wrenn.BuildResult{}, err
+	}
+	req := wrenn.BuildRequest{
+		ID: g.ID, Spec: g.Spec, Login: job.login, Team: g.Team, BaseKey: job.baseKey, Network: wrenn.NetworkPolicy{}.With(team, wrenn.NetworkPolicy{}),
+	}
 	for {
-		built, err := on.client.Build(ctx, wrenn.BuildRequest{ID: g.ID, Spec: g.Spec, Login: job.login, Team: g.Team, BaseKey: job.baseKey}, log.event)
+		built, err := on.client.Build(ctx, req, log.event)
 		on.release(0) // its machine has ended
 		if err == nil || job.only != "" || !mayWorkElsewhere(g.Spec, err) {
 			return built, err

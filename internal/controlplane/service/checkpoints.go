@@ -44,7 +44,7 @@ func (s *Snapshots) Checkpoints(ctx context.Context, c Caller, id wrenn.SandboxI
 	default:
 		return &Checkpoints{}, nil
 	}
-	host, err := s.hosts.client(sb.Host)
+	host, err := s.hosts.clientOf(sb)
 	if err != nil {
 		return nil, err
 	}

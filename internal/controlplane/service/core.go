@@ -49,7 +49,7 @@ func (c *core) locate(ctx context.Context, caller Caller, id wrenn.SandboxID, wa
 	if err != nil {
 		return nil, nil, err
 	}
-	host, err := c.hosts.client(sb.Host)
+	host, err := c.hosts.clientOf(sb)
 	return sb, host, err
 }
 
@@ -98,7 +98,7 @@ func (c *core) destroy(ctx context.Context, sb *wrenn.Sandbox) error {
 	if sb.Host == "" {
 		return nil
 	}
-	host, err := c.hosts.client(sb.Host)
+	host, err := c.hosts.clientOf(sb)
 	if err != nil {
 		return err
 	}
@@ -106,7 +106,7 @@ func (c *core) destroy(ctx context.Context, sb *wrenn.Sandbox) error {
 }
 
 // writeState moves a row to the state that its host has reached. The reconciler
-// may have written it first.
+// may have written it first. ErrConflict when the sandbox is on another host since.
 func (c *core) writeState(ctx context.Context, sb *wrenn.Sandbox, to wrenn.State, actor string) (*wrenn.Sandbox, error) {
 	moved, err := c.store.MoveSandbox(ctx, sb, postgres.Move{To: to, Actor: actor})
 	if !errors.Is(err, postgres.ErrConflict) {
@@ -115,6 +115,10 @@ func (c *core) writeState(ctx context.Context, sb *wrenn.Sandbox, to wrenn.State
 	now, err := c.store.Sandbox(ctx, sb.ID)
 	if err != nil {
 		return nil, err
+	}
+	if now.Epoch != sb.Epoch { // the call was late, and has changed an old copy
+		c.reconciler.Notify(sb.Host)
+		return nil, postgres.Conflict()
 	}
 	timedOut := sb.State == wrenn.Starting && now.State == wrenn.Paused // already
 	if now.State != to && !timedOut {

@@ -12,6 +12,7 @@ import (
 	"wrenn"
 	"wrenn/internal/controlplane/postgres"
 	"wrenn/internal/controlplane/scheduler"
+	"wrenn/internal/tracing"
 )
 
 // defaultTimeout is the timeout of a sandbox, as the API documents it.
@@ -26,6 +27,8 @@ type CreateSandbox struct {
 	Metadata map[string]string
 	Requires map[string]string // labels that its host must have; zone asks for a zone
 	Ingress  wrenn.Ingress
+	// OnHostLoss is what becomes of it when it runs and its host is lost.
+	OnHostLoss wrenn.OnHostLoss
 }
 
 // CreateSandbox returns when the sandbox runs. When ctx ends before, what was
@@ -65,15 +68,24 @@ func (s *Sandboxes) createWithID(ctx context.Context, c Caller, id wrenn.Sandbox
 		return nil, err
 	}
 	sb.Team, sb.Template, sb.Build = c.Team, from.name.String(), from.build
-	s.hosts.waitForPings(ctx)
-	place := s.hosts.request(ctx, &sb, only)
-	place.Template = s.hosts.sharedTemplate(from.shared)
-	on, err := s.hosts.reserve(&place)
+	var place scheduler.Request
+	var on *reservation
+	err = tracing.Do(ctx, "place", func(ctx context.Context) (err error) {
+		s.hosts.waitForPings(ctx)
+		place = s.hosts.request(ctx, &sb, only)
+		place.Template = s.hosts.sharedTemplate(from.shared)
+		on, err = s.hosts.reserve(&place)
+		return err
+	})
 	if err != nil {
 		return nil, err // without a row
 	}
 	sb.Host, sb.Reason = on.id, on.why
-	row, err := s.store.CreateSandbox(ctx, sb, s.limits.Limits, c.actor())
+	var row *wrenn.Sandbox
+	err = tracing.Do(ctx, "row", func(ctx context.Context) (err error) {
+		row, err = s.store.CreateSandbox(ctx, sb, s.limits.Limits, c.actor())
+		return err
+	})
 	if err != nil {
 		on.release(0)
 		s.handToReconcilerIfUnsure(ctx, &sb, err)
@@ -85,7 +97,7 @@ func (s *Sandboxes) createWithID(ctx context.Context, c Caller, id wrenn.Sandbox
 
 // describe returns the row of a requested sandbox with that id, without its team, template and host.
 func (l Limits) describe(id wrenn.SandboxID, req CreateSandbox) (wrenn.Sandbox, error) {
-	sb := wrenn.Sandbox{ID: id, Metadata: req.Metadata, Requires: req.Requires, SandboxSpec: req.SandboxSpec, Ingress: req.Ingress}
+	sb := wrenn.Sandbox{ID: id, Metadata: req.Metadata, Requires: req.Requires, SandboxSpec: req.SandboxSpec, Ingress: req.Ingress, OnHostLoss: cmp.Or(req.OnHostLoss, wrenn.FailOnHostLoss)}
 	sb.Size, sb.OnTimeout = sb.OrDefault(), cmp.Or(sb.OnTimeout, wrenn.DestroyOnTimeout)
 	var err error
 	if sb.Timeout, err = l.timeout(req.Timeout, defaultTimeout); err != nil {
@@ -95,14 +107,20 @@ func (l Limits) describe(id wrenn.SandboxID, req CreateSandbox) (wrenn.Sandbox, 
 		return sb, wrenn.Errorf(wrenn.Invalid, "invalid action at the timeout %.20q: use %s, %s or %s",
 			string(sb.OnTimeout), wrenn.DestroyOnTimeout, wrenn.PauseOnTimeout, wrenn.PauseDiskOnTimeout)
 	}
-	return sb, cmp.Or(l.checkSize(sb.Size), checkMetadata(sb.Metadata), wrenn.CheckLabels(sb.Requires), wrenn.CheckEnv(sb.Env), sb.Network.Check(), sb.Ingress.Check(), wrenn.CheckVolumes(sb.Volumes))
+	if sb.OnHostLoss != wrenn.FailOnHostLoss && sb.OnHostLoss != wrenn.RestoreOnHostLoss {
+		return sb, wrenn.Errorf(wrenn.Invalid, "invalid on_host_loss %.20q: use %s or %s", string(sb.OnHostLoss), wrenn.FailOnHostLoss, wrenn.RestoreOnHostLoss)
+	}
+	if len(sb.Volumes) > 0 && (sb.OnHostLoss == wrenn.RestoreOnHostLoss || sb.CheckpointEvery > 0) {
+		return sb, wrenn.Errorf(wrenn.Invalid, "a sandbox with volumes is not stored, so it can have no on_host_loss of %s and no checkpoint_every: its volumes are on one host", wrenn.RestoreOnHostLoss)
+	}
+	return sb, cmp.Or(wrenn.CheckCheckpointEvery(sb.CheckpointEvery), l.checkSize(sb.Size), checkMetadata(sb.Metadata), wrenn.CheckLabels(sb.Requires), wrenn.CheckEnv(sb.Env), sb.Network.Check(), sb.Ingress.Check(), wrenn.CheckVolumes(sb.Volumes))
 }
 
 // create makes the sandbox of a new row on the reserved host. A host that
 // answers that it is full has made nothing, so another one that place allows is asked.
 func (s *Sandboxes) create(ctx context.Context, sb *wrenn.Sandbox, on *reservation, place *scheduler.Request, start starting) (*wrenn.Sandbox, error) {
 	spec := sb.SandboxSpec
-	spec.Team = sb.Team
+	spec.Team, spec.Epoch = sb.Team, sb.Epoch
 	var err error
 	if spec.AccessToken, err = s.tokens.of(ctx, sb.ID); err == nil {
 		spec.Network, err = s.layered(ctx, sb) // after the row: a change since then is the reconciler's
@@ -138,7 +156,7 @@ func (s *Sandboxes) create(ctx context.Context, sb *wrenn.Sandbox, on *reservati
 			next.release(0)
 			return nil, start.abandon(ctx, sb, err)
 		}
-		sb, on = moved, next
+		sb, on, spec.Epoch = moved, next, moved.Epoch
 	}
 }
 

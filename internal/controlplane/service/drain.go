@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"wrenn"
+	"wrenn/internal/controlplane/hostclient"
 	"wrenn/internal/controlplane/postgres"
 	"wrenn/internal/controlplane/scheduler"
 	"wrenn/internal/wake"
@@ -263,7 +264,7 @@ func (d *drainer) movable(ctx context.Context, sb *wrenn.Sandbox) error {
 
 // pauseToMove pauses a sandbox that runs, and marks it as one that shall run again.
 func (d *drainer) pauseToMove(ctx context.Context, caller Caller, sb *wrenn.Sandbox) (*wrenn.Sandbox, error) {
-	host, err := d.hosts.client(sb.Host)
+	host, err := d.hosts.clientOf(sb)
 	if err != nil {
 		return nil, err
 	}
@@ -312,7 +313,13 @@ func (d *drainer) awaitStoredToMove(ctx context.Context, sb *wrenn.Sandbox) (*wr
 
 // resume has a sandbox that ran run again, on its host of now.
 func (d *drainer) resume(ctx context.Context, caller Caller, sb *wrenn.Sandbox) error {
-	host, err := d.hosts.client(sb.Host)
+	var host *hostclient.Client
+	var err error
+	if d.hosts.answers(ctx, sb.Host) {
+		host, err = d.hosts.clientOf(sb)
+	} else { // it is lost, and what is stored continues elsewhere
+		sb, host, err = d.placeToResume(ctx, caller, sb)
+	}
 	if err != nil {
 		return err
 	}

@@ -98,7 +98,7 @@ func describeCopies(parent *wrenn.Sandbox, req ForkSandbox) []wrenn.Sandbox {
 	for i := range copies {
 		copies[i] = wrenn.Sandbox{
 			ID: wrenn.NewSandboxID(), Parent: parent.ID, Team: parent.Team, Host: parent.Host,
-			SandboxSpec: parent.SandboxSpec, Metadata: parent.Metadata, Requires: parent.Requires, Reason: "copies are made on the host of their parent",
+			SandboxSpec: parent.SandboxSpec, Metadata: parent.Metadata, Requires: parent.Requires, OnHostLoss: parent.OnHostLoss, Reason: "copies are made on the host of their parent",
 		}
 		if req.Metadata != nil {
 			copies[i].Metadata = req.Metadata
@@ -132,7 +132,7 @@ func (f *fork) run(ctx context.Context) {
 	tokens, err := f.tokens.ofAll(ctx, ids)
 	var results []error
 	if err == nil {
-		results, err = f.host.Fork(ctx, f.parent.ID, wrenn.ForkSpec{IDs: ids, Tokens: tokens, Checkpoint: f.from})
+		results, err = f.host.Fork(ctx, f.parent.ID, wrenn.ForkSpec{IDs: ids, Tokens: tokens, Checkpoint: f.from, Epoch: f.copies[0].row.Epoch})
 	}
 	if err != nil {
 		err = f.markLostIfNotFound(ctx, f.parent, err)

@@ -49,16 +49,35 @@ func (c *core) sealProxy(team wrenn.TeamID, policy wrenn.NetworkPolicy) (wrenn.N
 		return policy, nil
 	}
 	p := *policy.Proxy
-	p.HasPassword, p.Sealed = p.Password != "", nil
+	p.HasPassword, p.Sealed, p.SealedKey = p.Password != "", nil, ""
 	if p.HasPassword {
 		var err error
 		if p.Sealed, err = c.vault.Seal(proxyBelongsTo(team), []byte(p.Password)); err != nil {
 			return policy, err
 		}
+		p.SealedKey = c.vault.KeyID()
 	}
 	p.Password = ""
 	policy.Proxy = &p
 	return policy, nil
+}
+
+// resealProxies is resealSecrets for the passwords of egress proxies.
+func (s *Secrets) resealProxies(ctx context.Context) (changed, failed int, err error) {
+	page := func(after postgres.SealedProxy) ([]postgres.SealedProxy, error) {
+		return s.store.ProxiesOfOtherKeys(ctx, s.vault.KeyID(), after.Sandbox, resealPage)
+	}
+	return resealEach(page, func(old postgres.SealedProxy) (known bool, err error) {
+		password, err := s.vault.Open(proxyBelongsTo(old.Team), old.Sealed)
+		if err != nil {
+			return false, nil //nolint:nilerr // counted: its key is not here
+		}
+		sealed, err := s.vault.Seal(proxyBelongsTo(old.Team), password)
+		if err != nil {
+			return true, err
+		}
+		return true, s.store.ResealProxy(ctx, old, sealed, s.vault.KeyID())
+	})
 }
 
 func proxyBelongsTo(team wrenn.TeamID) string { return string(team) + "/egress proxy" }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"time"
 
 	"golang.org/x/time/rate"
 
@@ -94,7 +95,8 @@ const (
 )
 
 // LoseHost takes the word of an operator that a host does not come back: its sandboxes
-// become failed but the paused ones that are stored, its templates have to be built again, and its certificate is revoked.
+// become failed but the paused ones that are stored, and those that are restored from a
+// checkpoint; its templates have to be built again, and its certificate is revoked.
 // It is FailedPrecondition while the host answers. Twice is allowed.
 func (s *HostAdmin) LoseHost(ctx context.Context, _ Caller, id wrenn.HostID) (*HostState, error) {
 	if m := s.hosts.member(id); m != nil {
@@ -120,7 +122,35 @@ func (s *HostAdmin) LoseHost(ctx context.Context, _ Caller, id wrenn.HostID) (*H
 	return state, nil
 }
 
-// loseSandboxes ends the rows of a host that is lost.
+// afterLoss returns what becomes of a sandbox whose host is lost. One that shall be restored,
+// and can be, is paused as it is stored: it shall run again on another host, to which the
+// drainer, or a request, moves it.
+func afterLoss(sb *wrenn.Sandbox) postgres.Move {
+	restored := postgres.Move{To: wrenn.Paused, Host: sb.Host, Moving: sb.State != wrenn.Paused, Actor: actorOperator, Reason: reasonHostLost}
+	restorable := sb.OnHostLoss == wrenn.RestoreOnHostLoss && (sb.State == wrenn.Paused || sb.State.Can(wrenn.Paused) && sb.State != wrenn.Starting)
+	switch {
+	case restorable && sb.State == wrenn.Resuming && sb.Stored.Key != "": // it may not have run since its pause
+		return restored
+	case restorable && sb.Newest.Stored.Key != "":
+		restored.Stored = sb.Newest.Stored
+		restored.Reason += ": it continues from checkpoint " + string(sb.Newest.ID)
+		return restored
+	}
+	return postgres.Move{To: wrenn.Failed, Reason: whyLost(sb), Cause: wrenn.CauseLost, Actor: actorOperator}
+}
+
+// whyLost is the reason of a sandbox that ended with its host.
+func whyLost(sb *wrenn.Sandbox) string {
+	switch {
+	case sb.Newest.ID != "":
+		return reasonHostLost + "; its newest checkpoint in the snapshot store is " + string(sb.Newest.ID) + " of " + sb.Newest.Stored.At.UTC().Format(time.RFC3339)
+	case sb.OnHostLoss == wrenn.RestoreOnHostLoss:
+		return reasonHostLost + ", and no checkpoint of it was in the snapshot store"
+	}
+	return reasonHostLost
+}
+
+// loseSandboxes ends the rows of a host that is lost, or has them continue elsewhere.
 func (s *HostAdmin) loseSandboxes(ctx context.Context, id wrenn.HostID) error {
 	for range lostRounds {
 		rows, err := s.store.HostRows(ctx, id, nil)
@@ -129,7 +159,7 @@ func (s *HostAdmin) loseSandboxes(ctx context.Context, id wrenn.HostID) error {
 			return err
 		}
 		for i := range rows {
-			_, err := s.store.MoveSandbox(ctx, &rows[i], postgres.Move{To: wrenn.Failed, Reason: reasonHostLost, Cause: wrenn.CauseLost, Actor: actorOperator})
+			_, err := s.store.MoveSandbox(ctx, &rows[i], afterLoss(&rows[i]))
 			if err != nil && !errors.Is(err, postgres.ErrConflict) {
 				return err
 			}

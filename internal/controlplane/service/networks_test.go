@@ -1,12 +1,15 @@
 package service_test
 
 import (
+	"context"
+	"strings"
 	"testing"
 
 	"wrenn"
 	"wrenn/internal/controlplane/hostclient/hosttest"
 	"wrenn/internal/controlplane/service"
 	"wrenn/internal/testkit"
+	pb "wrenn/proto/gen/hostagent/v1"
 )
 
 // TestPoliciesOfTeamsAndTemplates: a new sandbox follows them, and changes reach those
@@ -80,4 +83,36 @@ func TestPoliciesOfTeamsAndTemplates(t *testing.T) {
 	testkit.WantCode(t, err, wrenn.NotFound)
 	testkit.WantCode(t, s.SetTemplateNetwork(ctx, c, "none", deny("192.0.2.9")), wrenn.NotFound)
 	testkit.WantCode(t, s.SetTeamNetwork(ctx, c, wrenn.NetworkPolicy{Headers: []wrenn.HeaderRule{{}}}), wrenn.Invalid)
+}
+
+// TestPoliciesOfBuilds: the steps and commands of a build follow the team's policy, as it
+// is when they begin; a build on a host that does not know that fails.
+func TestPoliciesOfBuilds(t *testing.T) {
+	t.Parallel()
+	asked := make(chan *pb.NetworkPolicy, 1)
+	agent := &hosttest.Agent{Build: func(_ context.Context, req *pb.BuildTemplateRequest, _ func(string)) error {
+		asked <- req.GetNetworkPolicy()
+		return nil
+	}}
+	w := newWorld(t, agent)
+	s, _ := w.replica(t, nil)
+	build := func() (*wrenn.Build, *pb.NetworkPolicy) {
+		t.Helper()
+		b := built(t, s, w.caller, service.BuildTemplate{Name: "x", Network: &wrenn.NetworkPolicy{DenyByDefault: true}})
+		return b, <-asked
+	}
+	if b, policy := build(); b.State != wrenn.BuildReady || policy != nil { // that of the template is for sandboxes
+		t.Errorf("without a policy of the team: %s, %v", b.State, policy)
+	}
+	deny, err := wrenn.ParseNetworkPolicy(false, nil, []string{"192.0.2.1"})
+	testkit.Must(t, err)
+	testkit.Must(t, s.SetTeamNetwork(t.Context(), w.caller, deny))
+	b, policy := build()
+	if layers := policy.GetLayers(); b.State != wrenn.BuildReady || len(layers) != 1 || layers[0].GetLayer() != "team" || layers[0].GetDeny()[0] != "192.0.2.1/32" || policy.GetDenyByDefault() {
+		t.Errorf("with one: %s, %v", b.State, policy)
+	}
+	agent.NoBuildPolicies = true
+	if b, _ := build(); b.State != wrenn.BuildFailed || !strings.Contains(b.Reason, "too old to follow") {
+		t.Errorf("on an older host: %s, %s", b.State, b.Reason)
+	}
 }

@@ -61,14 +61,22 @@ func (s *Operator) MoveSandbox(ctx context.Context, id wrenn.SandboxID, host wre
 	if err != nil {
 		return nil, err
 	}
-	if !slices.ContainsFunc(inv.Sandboxes, func(seen wrenn.ObservedSandbox) bool { return seen.ID == id && seen.State == wrenn.ObservedPaused }) {
+	at := slices.IndexFunc(inv.Sandboxes, func(seen wrenn.ObservedSandbox) bool { return seen.ID == id && seen.State == wrenn.ObservedPaused })
+	if at < 0 {
 		if sb.Stored.Key == "" {
 			return nil, wrenn.Errorf(wrenn.FailedPrecondition, "host %s does not have sandbox %s paused, and it is not in a snapshot store: copy its files there and restart its agent", host, id)
 		}
 		return s.fetchTo(ctx, m, sb, actorOperator, nil)
 	}
 	if sb.Host == host {
-		return sb, nil
+		if seen := inv.Sandboxes[at].Epoch; seen != 0 && seen != sb.Epoch { // files of another day
+			err = m.client.Pause(ctx, id, wrenn.PauseOptions{Epoch: sb.Epoch})
+		}
+		return sb, err
+	}
+	// The files may be of any placement: from now on they are of the one that the row gets.
+	if err := m.client.Pause(ctx, id, wrenn.PauseOptions{Epoch: sb.Epoch + 1}); err != nil {
+		return nil, err
 	}
 	moved, err := s.store.MoveSandbox(ctx, sb, postgres.Move{To: wrenn.Paused, Host: host, Actor: actorOperator, Reason: "moved from host " + string(sb.Host)})
 	if err != nil {

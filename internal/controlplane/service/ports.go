@@ -18,14 +18,20 @@ type Ports struct {
 
 	// located has the hosts of sandboxes that were reached a moment ago. The host
 	// decides; what it refuses is looked up again.
-	located *recent.Cache[wrenn.SandboxID, wrenn.HostID]
+	located *recent.Cache[wrenn.SandboxID, placement]
 	// ingress has what is known of sandboxes' ingress, which never changes.
 	ingress *recent.Cache[wrenn.SandboxID, wrenn.Ingress]
 }
 
+// placement is a sandbox on a host.
+type placement struct {
+	host  wrenn.HostID
+	epoch wrenn.Epoch
+}
+
 func newPorts(c *core) *Ports {
 	return &Ports{
-		core: c, located: recent.New[wrenn.SandboxID, wrenn.HostID](maxLocated, locatedTTL),
+		core: c, located: recent.New[wrenn.SandboxID, placement](maxLocated, locatedTTL),
 		ingress: recent.New[wrenn.SandboxID, wrenn.Ingress](maxLocated, ingressTTL),
 	}
 }
@@ -69,33 +75,33 @@ func (p *Ports) DialPort(ctx context.Context, id wrenn.SandboxID, port uint16) (
 	return conn, err
 }
 
-func (p *Ports) dialAt(ctx context.Context, at wrenn.HostID, id wrenn.SandboxID, port uint16) (net.Conn, error) {
-	host, err := p.hosts.client(at)
+func (p *Ports) dialAt(ctx context.Context, at placement, id wrenn.SandboxID, port uint16) (net.Conn, error) {
+	host, err := p.hosts.client(at.host)
 	if err != nil {
 		return nil, err
 	}
-	return host.DialPort(ctx, id, port)
+	return host.At(at.epoch).DialPort(ctx, id, port)
 }
 
-// awaitRunning returns the host of a sandbox that runs.
-func (p *Ports) awaitRunning(ctx context.Context, id wrenn.SandboxID) (wrenn.HostID, error) {
+// awaitRunning returns where a sandbox runs.
+func (p *Ports) awaitRunning(ctx context.Context, id wrenn.SandboxID) (placement, error) {
 	for {
 		sb, err := p.store.Sandbox(ctx, id)
 		if err != nil {
-			return "", err
+			return placement{}, err
 		}
 		if sb.State == wrenn.Running {
-			return sb.Host, nil
+			return placement{sb.Host, sb.Epoch}, nil
 		}
 		if sb.AutoResume && !sb.State.Ended() || !sb.State.InTransition() || sb.State == wrenn.Stopping {
 			host, err := p.use(ctx, Caller{Team: sb.Team}, id)
 			if err != nil {
-				return "", err
+				return placement{}, err
 			}
-			return host.ID(), nil // another one than the row's, if it was moved
+			return placement{host.ID(), host.Epoch()}, nil // another one than the row's, if it was moved
 		}
 		if !wake.Sleep(ctx, pollRow) {
-			return "", context.Cause(ctx)
+			return placement{}, context.Cause(ctx)
 		}
 	}
 }

@@ -209,7 +209,7 @@ func (s *Sandboxes) Logs(ctx context.Context, c Caller, id wrenn.SandboxID, foll
 	if sb.Host == "" { // no output yet
 		return io.NopCloser(strings.NewReader("")), nil
 	}
-	host, err := s.hosts.client(sb.Host)
+	host, err := s.hosts.clientOf(sb)
 	if err != nil {
 		return nil, err
 	}

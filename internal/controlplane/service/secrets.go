@@ -153,12 +153,7 @@ func (s *Secrets) runReseal(ctx context.Context) error {
 		return nil
 	}
 	for {
-		changed, failed, err := s.reseal(ctx)
-		if err == nil {
-			var hooks, unread int
-			hooks, unread, err = s.resealWebhooks(ctx)
-			changed, failed = changed+hooks, failed+unread
-		}
+		changed, failed, err := s.resealAll(ctx)
 		if changed > 0 {
 			s.log.LogAttrs(ctx, slog.LevelInfo, "encrypted secrets with the first key", slog.Int("secrets", changed))
 		}
@@ -174,9 +169,22 @@ func (s *Secrets) runReseal(ctx context.Context) error {
 	}
 }
 
-// reseal returns how many secrets were encrypted again, and how many have a key that
+// resealAll returns how many values were encrypted again, and how many have a key that is
+// not here.
+func (s *Secrets) resealAll(ctx context.Context) (changed, failed int, err error) {
+	for _, kind := range []func(context.Context) (int, int, error){s.resealSecrets, s.resealWebhooks, s.resealProxies} {
+		again, unread, err := kind(ctx)
+		changed, failed = changed+again, failed+unread
+		if err != nil {
+			return changed, failed, err
+		}
+	}
+	return changed, failed, nil
+}
+
+// resealSecrets returns how many secrets were encrypted again, and how many have a key that
 // is not here.
-func (s *Secrets) reseal(ctx context.Context) (changed, failed int, err error) {
+func (s *Secrets) resealSecrets(ctx context.Context) (changed, failed int, err error) {
 	page := func(after postgres.Sealed) ([]postgres.Sealed, error) {
 		return s.store.SecretsOfOtherKeys(ctx, s.vault.KeyID(), after.ID, resealPage)
 	}

@@ -3,8 +3,10 @@ package service_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -98,6 +100,65 @@ func TestSecretKeys(t *testing.T) {
 	testkit.WantCode(t, err, wrenn.FailedPrecondition)
 	if bytes.Contains([]byte(journal.String()), value) {
 		t.Errorf("a value is in the log:\n%s", journal)
+	}
+}
+
+// TestProxyPasswordKeys: the password of an egress proxy in a row of the version before gets
+// the first key; that of a sandbox that has ended, and one whose key is not here, do not.
+func TestProxyPasswordKeys(t *testing.T) {
+	t.Parallel()
+	url, journal := pgtest.New(t), new(logtest.Journal)
+	before, after := keyFile(t), keyFile(t)
+	old, err := vault.Load([]string{before})
+	testkit.Must(t, err)
+	foreign, err := vault.Load([]string{keyFile(t)})
+	testkit.Must(t, err)
+	conn, err := pgx.Connect(t.Context(), url)
+	testkit.Must(t, err)
+	defer conn.Close(t.Context())
+	both := withKeys(t, url, journal, after, before)
+	team, err := both.EnsureTeam(t.Context(), "team")
+	testkit.Must(t, err)
+	row := func(id, state string, keys *vault.Vault) {
+		sealed, err := keys.Seal(string(team)+"/egress proxy", []byte("planted-password"))
+		testkit.Must(t, err)
+		network, err := json.Marshal(wrenn.NetworkPolicy{Proxy: &wrenn.EgressProxy{Protocol: wrenn.ProxySOCKS5, Host: "192.0.2.1", Port: 1080, HasPassword: true, Sealed: sealed}})
+		testkit.Must(t, err)
+		_, err = conn.Exec(t.Context(), `INSERT INTO sandboxes (id, state, team_id, template, vcpus, memory_mb, timeout_sec, on_timeout, network, stored_at, stored_key)
+			VALUES ($1, $2, $3, 'base', 1, 256, 60, 'destroy', $4, now(), 'key')`, id, state, team, network)
+		testkit.Must(t, err)
+	}
+	ids := []string{"iaaaaaaaaaaaaaaaaaaaa", "ibbbbbbbbbbbbbbbbbbbb", "icccccccccccccccccccc"}
+	row(ids[0], "paused", old)
+	row(ids[1], "stopped", old)
+	row(ids[2], "paused", foreign)
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- both.Run(ctx) }()
+	defer func() {
+		stop()
+		testkit.Must(t, <-done)
+	}()
+	alone, err := vault.Load([]string{after})
+	testkit.Must(t, err)
+	read := func(id string) (p wrenn.EgressProxy) {
+		var network wrenn.NetworkPolicy
+		testkit.Must(t, conn.QueryRow(t.Context(), "SELECT network FROM sandboxes WHERE id = $1", id).Scan(&network))
+		return *network.Proxy
+	}
+	testkit.WaitUntil(t, "the password has the new key", func() bool { return read(ids[0]).SealedKey == alone.KeyID() })
+	p := read(ids[0])
+	if got, err := alone.Open(string(team)+"/egress proxy", p.Sealed); err != nil || string(got) != "planted-password" {
+		t.Errorf("after the rotation: %q, %v", got, err)
+	}
+	if !p.HasPassword || p.Host != "192.0.2.1" || p.Port != 1080 {
+		t.Errorf("the proxy is %+v", p)
+	}
+	testkit.WaitUntil(t, "the log has the other one", func() bool { return strings.Contains(journal.String(), "cannot encrypt all secrets") })
+	for _, id := range ids[1:] {
+		if p := read(id); p.SealedKey != "" {
+			t.Errorf("sandbox %s: %+v", id, p)
+		}
 	}
 }
 

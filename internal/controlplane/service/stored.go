@@ -56,7 +56,7 @@ func (c *core) placeToResume(ctx context.Context, caller Caller, sb *wrenn.Sandb
 			}
 		}
 	}
-	host, err := c.hosts.client(sb.Host)
+	host, err := c.hosts.clientOf(sb)
 	return sb, host, err
 }
 
@@ -70,7 +70,7 @@ func (c *core) moveStored(ctx context.Context, caller Caller, sb *wrenn.Sandbox)
 		return nil, nil, err
 	}
 	on.release(0) // its resume is counted by the host
-	return moved, on.client, nil
+	return moved, on.client.At(moved.Epoch), nil
 }
 
 // moveAway moves a paused and stored sandbox to another host, which has its memory
@@ -119,7 +119,7 @@ type origin struct {
 
 // hold has the host of a paused and stored sandbox keep it paused, although it may be used there.
 func (c *core) hold(ctx context.Context, sb *wrenn.Sandbox) (*origin, error) {
-	host, err := c.hosts.client(sb.Host)
+	host, err := c.hosts.clientOf(sb)
 	if err != nil {
 		return nil, err
 	}
@@ -155,17 +155,18 @@ func isStoredOn(ctx context.Context, host *hostclient.Client, sb *wrenn.Sandbox)
 // for none, has it still, and removes it then; what is left there is removed by the
 // reconciler. ErrConflict when it has changed.
 func (c *core) fetchTo(ctx context.Context, to *member, sb *wrenn.Sandbox, actor string, from *hostclient.Client) (*wrenn.Sandbox, error) {
-	if err := to.client.Fetch(ctx, sb.ID, sb.Team, sb.Stored.Key); err != nil {
+	if err := to.client.Fetch(ctx, sb.ID, wrenn.StoredSandbox{Team: sb.Team, Key: sb.Stored.Key, Epoch: sb.Epoch + 1}); err != nil {
 		return nil, err
 	}
+	fetched := to.client.At(sb.Epoch + 1)
 	// The policies of its team and template may be others than when it was stored.
-	if err := c.tellPolicy(ctx, to.client, sb); err != nil {
+	if err := c.tellPolicy(ctx, fetched, sb); err != nil {
 		return nil, err
 	}
 	moved, err := c.moveRow(ctx, to, sb, actor, from)
 	if err != nil {
 		if now, readErr := c.store.Sandbox(ctx, sb.ID); errors.Is(err, postgres.ErrConflict) && readErr == nil && now.Host != to.id {
-			c.dropCopy(ctx, to.client, sb, to.id)
+			c.dropCopy(ctx, fetched, sb, to.id)
 		}
 		return nil, err
 	}

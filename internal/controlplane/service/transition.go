@@ -64,7 +64,7 @@ func (c *core) transition(ctx context.Context, caller Caller, id wrenn.SandboxID
 		if t.to == wrenn.Running {
 			sb, host, err = c.placeToResume(ctx, caller, sb)
 		} else {
-			host, err = c.hosts.client(sb.Host)
+			host, err = c.hosts.clientOf(sb)
 		}
 		var now *wrenn.Sandbox
 		if err == nil {
@@ -74,10 +74,20 @@ func (c *core) transition(ctx context.Context, caller Caller, id wrenn.SandboxID
 			}
 			now, err = try(ctx, caller, sb, host, t)
 		}
-		if !errors.Is(err, postgres.ErrConflict) || attempt == casAttempts {
+		if !errors.Is(err, postgres.ErrConflict) && !c.movedSince(ctx, sb, err) || attempt == casAttempts {
 			return now, err
 		}
 	}
+}
+
+// movedSince reports whether a host may have refused a call, with err, because the sandbox
+// has another epoch since its row was read. Then the caller reads it again.
+func (c *core) movedSince(ctx context.Context, sb *wrenn.Sandbox, err error) bool {
+	if sb == nil || wrenn.CodeOf(err) != wrenn.Unavailable {
+		return false
+	}
+	now, err := c.store.Sandbox(ctx, sb.ID)
+	return err == nil && now.Epoch != sb.Epoch
 }
 
 // confirm asks the host to make a transition that the row shows as made: a host
@@ -175,7 +185,7 @@ func (c *core) use(ctx context.Context, caller Caller, id wrenn.SandboxID) (*hos
 		case sb.State == wrenn.Resuming:
 			err = c.resumeOn(ctx, host, id)
 		}
-		if errors.Is(err, postgres.ErrConflict) { // another request was first
+		if errors.Is(err, postgres.ErrConflict) || c.movedSince(ctx, sb, err) { // another request was first
 			if sb == nil && !wake.Sleep(ctx, pollRow) { // or its host, and the row follows
 				return nil, context.Cause(ctx)
 			}
@@ -196,7 +206,7 @@ func (c *core) resumed(ctx context.Context, caller Caller, sb *wrenn.Sandbox, ho
 	if err != nil || now.Host == sb.Host {
 		return host, err
 	}
-	return c.hosts.client(now.Host)
+	return c.hosts.clientOf(now)
 }
 
 // wakeTimeout is how long a sandbox with an absolute timeout runs at least after its

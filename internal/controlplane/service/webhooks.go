@@ -169,7 +169,7 @@ func (s *Webhooks) send(ctx context.Context, d postgres.ClaimedDelivery) webhook
 	return s.sender.Send(ctx, webhook.Message{ID: d.ID, URL: d.URL, Secret: string(secret), Body: []byte(d.Payload)})
 }
 
-// resealWebhooks is reseal for the secrets of webhooks.
+// resealWebhooks is resealSecrets for the secrets of webhooks.
 func (s *Secrets) resealWebhooks(ctx context.Context) (changed, failed int, err error) {
 	page := func(after postgres.SealedWebhook) ([]postgres.SealedWebhook, error) {
 		return s.store.WebhooksOfOtherKeys(ctx, s.vault.KeyID(), after.ID, resealPage)

@@ -46,19 +46,20 @@ func (s *Sandbox) Checkpoint(ctx context.Context, id wrenn.CheckpointID, name st
 	if n := len(s.journal.Checkpoints); n >= maxCheckpoints {
 		return wrenn.Checkpoint{}, wrenn.Errorf(wrenn.Exhausted, "sandbox %s is at the limit of %d checkpoints: delete some", s.id, n)
 	}
-	return locked.checkpoint(ctx, id, name)
+	return locked.checkpoint(ctx, wrenn.Checkpoint{ID: id, Name: name})
 }
 
 // checkpoint is Checkpoint of a new one.
-func (s locked) checkpoint(ctx context.Context, id wrenn.CheckpointID, name string) (c wrenn.Checkpoint, err error) {
-	err = s.perform(ctx, operation{name: "checkpoint", trace: "checkpoint"}, func(ctx context.Context, undo *rollback.Stack) error {
+func (s locked) checkpoint(ctx context.Context, c wrenn.Checkpoint) (wrenn.Checkpoint, error) {
+	id := c.ID
+	err := s.perform(ctx, operation{name: "checkpoint", trace: "checkpoint"}, func(ctx context.Context, undo *rollback.Stack) error {
 		snap, release, err := s.capture(ctx, undo, snapshot.Manifest{ID: string(id)})
 		if err != nil {
 			return err
 		}
 		defer s.host.garbage.mark() // if it is not recorded
 		defer release()
-		c = wrenn.Checkpoint{ID: id, Parent: s.journal.Head, Name: name, CreatedAt: snap.Created, SizeBytes: snap.DataBytes()}
+		c.Parent, c.CreatedAt, c.SizeBytes = s.journal.Head, snap.Created, snap.DataBytes()
 		return s.journal.commit("checkpoint", func(j *journal.Journal) {
 			j.Checkpoints = append(slices.Clone(j.Checkpoints), c)
 			j.Head = id
@@ -143,7 +144,12 @@ func (s *Sandbox) DeleteCheckpoint(ctx context.Context, id wrenn.CheckpointID) e
 	if i < 0 {
 		return nil
 	}
-	err = s.journal.commitFreeing("checkpoint deleted", func(j *journal.Journal) {
+	return locked.deleteCheckpoint(i)
+}
+
+// deleteCheckpoint deletes the checkpoint with that index.
+func (s locked) deleteCheckpoint(i int) error {
+	err := s.journal.commitFreeing("checkpoint deleted", func(j *journal.Journal) {
 		j.DeleteCheckpoint(i)
 		j.Stored = nil // which names it
 	})

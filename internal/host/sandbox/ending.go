@@ -21,6 +21,9 @@ import (
 // another owner by then. FailedPrecondition when the sandbox is in quarantine: only
 // a person may remove it.
 func (s *Sandbox) Destroy(ctx context.Context) error {
+	if err := s.CheckEpoch(ctx); err != nil {
+		return err // before anything is canceled
+	}
 	s.cancel.cancel()
 	locked, err := s.lock(ctx)
 	if err != nil {

@@ -6,18 +6,19 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"wrenn"
 	"wrenn/internal/durable"
 	"wrenn/internal/host/sandbox/journal"
 )
 
-// Fetch makes a paused sandbox from what another host has stored of it at key for the
-// team. One that was fetched from there already, or stored it, stays as it is.
+// Fetch makes a paused sandbox from what another host has stored of it. One that was
+// fetched from there already, or stored it, gets the epoch and stays as it is otherwise.
 // FailedPrecondition when this host has no store, or what is stored cannot be used;
 // NotFound when nothing is stored there; AlreadyExists when the sandbox exists otherwise;
 // Exhausted when a limit does not allow another sandbox.
-func (m *Manager) Fetch(ctx context.Context, id wrenn.SandboxID, team wrenn.TeamID, key string) (*Sandbox, error) {
+func (m *Manager) Fetch(ctx context.Context, id wrenn.SandboxID, from wrenn.StoredSandbox) (*Sandbox, error) {
 	if !m.HasStore() {
 		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "this host has no snapshot store: set store.url of its agent")
 	}
@@ -26,12 +27,12 @@ func (m *Manager) Fetch(ctx context.Context, id wrenn.SandboxID, team wrenn.Team
 	}
 	defer m.fetching.Unlock()
 	if s, err := m.Get(id); err == nil {
-		if s.Info().Stored.Key == key {
-			return s, nil
+		if s.Info().Stored.Key == from.Key {
+			return s, s.place(ctx, from)
 		}
 		return nil, wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s exists already on this host, and is %s", id, s.Info().Status)
 	}
-	snap, state, release, err := m.archive.Fetch(ctx, string(team), string(id), key)
+	snap, state, release, err := m.archive.Fetch(ctx, string(from.Team), string(id), from.Key)
 	if err != nil {
 		return nil, err
 	}
@@ -42,25 +43,30 @@ func (m *Manager) Fetch(ctx context.Context, id wrenn.SandboxID, team wrenn.Team
 	if err != nil {
 		return nil, err
 	}
-	if j.Snapshot != snap.ID || j.Team != team {
+	if j.Snapshot != snap.ID || j.Team != from.Team {
 		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "what is stored of sandbox %s is of another snapshot or team", id)
 	}
 	if !m.registry.hasRoom(wrenn.Size{}) {
 		return nil, wrenn.Errorf(wrenn.Exhausted, "this host is at a limit and cannot have sandbox %s", id)
 	}
-	return m.adoptFetched(ctx, j, dir, key)
+	return m.adoptFetched(ctx, j, dir, from)
 }
 
 // adoptFetched enters the sandbox of a fetched journal. The write of the journal makes it
 // exist on this host.
-func (m *Manager) adoptFetched(ctx context.Context, j *journal.Journal, dir, key string) (*Sandbox, error) {
+func (m *Manager) adoptFetched(ctx context.Context, j *journal.Journal, dir string, from wrenn.StoredSandbox) (*Sandbox, error) {
 	if err := os.Mkdir(dir, 0o711); err != nil {
 		return nil, err
 	}
 	err := m.cfg.Hook.At("fetched: directory made")
 	if err == nil {
 		err = j.Commit(durable.WriteFile, func(j *journal.Journal) {
-			j.Stored = &journal.Stored{Snapshot: j.Snapshot, Stored: wrenn.StoredNow(key)}
+			j.Stored = &journal.Stored{Snapshot: j.Snapshot, Stored: wrenn.StoredNow(from.Key)}
+			j.Epoch = from.Epoch
+			if i := j.Checkpoint(wrenn.CheckpointID(j.Snapshot)); i >= 0 { // what was fetched is a checkpoint
+				j.Checkpoints = slices.Clone(j.Checkpoints)
+				j.Checkpoints[i].Stored = j.Stored.Stored
+			}
 		})
 	}
 	if err != nil {
@@ -70,4 +76,18 @@ func (m *Manager) adoptFetched(ctx context.Context, j *journal.Journal, dir, key
 	s.state.set(StatusPaused, "")
 	s.log(ctx, slog.LevelInfo, "sandbox fetched from the snapshot store", slog.String("snapshot", j.Snapshot))
 	return s, nil
+}
+
+// place gives a paused sandbox that this host has already the epoch of another placement.
+// AlreadyExists when it is not as it is stored any more.
+func (s *Sandbox) place(ctx context.Context, from wrenn.StoredSandbox) error {
+	locked, err := s.lock(ctx, StatusPaused)
+	if err != nil {
+		return err
+	}
+	defer locked.unlock()
+	if s.journal.stored().Key != from.Key {
+		return wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s exists already on this host, and has been used since it was stored", s.id)
+	}
+	return locked.setEpoch(from.Epoch, 0)
 }

@@ -41,6 +41,10 @@ func (s *Sandbox) ForkBy(ctx context.Context, fork wrenn.ForkSpec) ([]Forked, er
 	if err := checkForks(s.id, ids); err != nil {
 		return nil, err
 	}
+	if err := s.CheckEpoch(ctx); err != nil {
+		return nil, err
+	}
+	ctx = WithEpoch(ctx, 0) // which is that of s, not of the copies
 	release := func() {}
 	source := sync.OnceValues(func() (id string, err error) { // when the first copy is to be made
 		id, r, err := s.forkSource(ctx, fork.Checkpoint)
@@ -54,7 +58,7 @@ func (s *Sandbox) ForkBy(ctx context.Context, fork wrenn.ForkSpec) ([]Forked, er
 	work.SetLimit(forksPerCPU * runtime.GOMAXPROCS(0))
 	for i, id := range ids {
 		work.Go(func() error {
-			copies[i] = s.forkOne(ctx, id, fork.Tokens[id], source)
+			copies[i] = s.forkOne(ctx, id, fork, source)
 			return nil
 		})
 	}
@@ -80,11 +84,11 @@ func checkForks(parent wrenn.SandboxID, ids []wrenn.SandboxID) error {
 }
 
 // forkOne makes a copy, unless it exists, from the snapshot that source names.
-func (s *Sandbox) forkOne(ctx context.Context, id wrenn.SandboxID, token string, source func() (string, error)) Forked {
+func (s *Sandbox) forkOne(ctx context.Context, id wrenn.SandboxID, fork wrenn.ForkSpec, source func() (string, error)) Forked {
 	req := s.request
 	now := s.Info()
 	req.id, req.parent, req.Env, req.Timeout, req.Network = id, s.id, nil, now.Timeout, now.Network // the guest has its environment
-	req.AccessToken = token
+	req.AccessToken, req.Epoch = fork.Tokens[id], fork.Epoch
 	req.Secrets, req.authority = s.state.forHeaders()
 	sb, err := s.host.ensure(ctx, req, func(ctx context.Context) (instance.Source, error) {
 		snap, err := source()

@@ -38,15 +38,18 @@ func (g *garbage) collect(ctx context.Context) error {
 	if g.host.registry.quarantined() > 0 {
 		return nil
 	}
-	return g.host.snapshots.Collect(ctx, func() map[string]bool {
-		needed := map[string]bool{}
-		for _, s := range g.host.registry.all() {
-			for _, id := range s.journal.pinned() {
-				needed[id] = true
-			}
+	return g.host.snapshots.Collect(ctx, g.needed)
+}
+
+// needed returns the ids of the snapshots that sandboxes need.
+func (g *garbage) needed() map[string]bool {
+	needed := map[string]bool{}
+	for _, s := range g.host.registry.all() {
+		for _, id := range s.journal.pinned() {
+			needed[id] = true
 		}
-		return needed
-	})
+	}
+	return needed
 }
 
 // fillReserve fills the reserve, now that there may be space for it.

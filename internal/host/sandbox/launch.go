@@ -43,6 +43,9 @@ func (h *host) ensure(ctx context.Context, req request, source sourceFunc) (*San
 // the request. If not, and there is no error, its launch has failed: the caller
 // tries itself.
 func (s *Sandbox) awaitMade(ctx context.Context, req request) (bool, error) {
+	if epoch, _ := s.journal.epochs(); epoch != 0 && req.Epoch != 0 && epoch != req.Epoch {
+		return false, wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s exists already, with epoch %d instead of %d", req.id, epoch, req.Epoch)
+	}
 	if s.request.Template != req.Template || s.request.Size != req.Size || s.request.parent != req.parent {
 		return false, wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s exists already, with another template, size or parent", req.id)
 	}
@@ -153,7 +156,8 @@ func (s locked) enter() error {
 		j.Template, j.Size, j.Timeout, j.OnTimeout, j.Absolute = req.Template, req.Size, req.Timeout, req.OnTimeout, req.Absolute
 		j.DiskMiB = req.DiskMiB
 		j.AutoResume, j.Network, j.Authority, j.Parent = req.AutoResume, req.Network, authority, req.parent
-		j.AccessToken, j.Volumes, j.Team = s.owner.AccessToken, req.Volumes, req.Team
+		j.AccessToken, j.Volumes, j.Team, j.Epoch = s.owner.AccessToken, req.Volumes, req.Team, req.Epoch
+		j.CheckpointEvery = req.CheckpointEvery
 	}))
 	return s.at("directory made")
 }

@@ -3,6 +3,7 @@
 package sandbox
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"github.com/google/nftables"
 
 	"wrenn"
+	"wrenn/internal/envdclient"
 	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/netns"
 )
@@ -95,6 +97,29 @@ func TestNetworkPolicyOfAPooledMachine(t *testing.T) {
 	sb := ensureWith(t, m, onlyOne)
 	wantHits(t, m, 1, 0)
 	wantPolicy(t, sb, onlyOne)
+}
+
+// TestNetworkPolicyOfBuilds: the guests in which steps and commands of a build run follow it.
+func TestNetworkPolicyOfBuilds(t *testing.T) {
+	m := newLab(t).open(t)
+	recipe := Recipe{Name: "built", Size: poolable.Size, Network: onlyOne}
+	ran := 0
+	must(t, m.Work(t.Context(), recipe, func(_ context.Context, s *Sandbox) error {
+		ran++
+		wantPolicy(t, s, onlyOne)
+		return nil
+	}))
+	recipe.Prepare = func(context.Context, *envdclient.Client) error {
+		for _, s := range m.registry.all() {
+			ran++
+			wantPolicy(t, s, onlyOne)
+		}
+		return nil
+	}
+	must(t, m.Build(t.Context(), recipe))
+	if ran != 2 {
+		t.Errorf("looked at %d guests, want 2", ran)
+	}
 }
 
 func TestNetworkPolicyIsKept(t *testing.T) {

@@ -17,17 +17,20 @@ import (
 type locked struct{ *Sandbox }
 
 // lock acquires the operation lock of a sandbox that has one of the statuses; any
-// if there are none. Unlock it.
+// if there are none. Unlock it. Unavailable when the caller means another epoch, see WithEpoch.
 func (s *Sandbox) lock(ctx context.Context, statuses ...Status) (locked, error) {
 	if err := s.op.Lock(ctx); err != nil {
 		return locked{}, err
 	}
-	info := s.Info()
-	if len(statuses) == 0 || slices.Contains(statuses, info.Status) {
-		return locked{s}, nil
+	err := s.journal.checkEpoch(ctx, s.id)
+	if info := s.Info(); err == nil && len(statuses) > 0 && !slices.Contains(statuses, info.Status) {
+		err = info.refusal()
 	}
-	s.op.Unlock()
-	return locked{}, info.refusal()
+	if err != nil {
+		s.op.Unlock()
+		return locked{}, err
+	}
+	return locked{s}, nil
 }
 
 // tryLock acquires the operation lock if it is free.

@@ -37,6 +37,9 @@ func (s *Sandbox) PauseBy(ctx context.Context, options wrenn.PauseOptions) error
 		return err
 	}
 	defer locked.unlock()
+	if err := locked.placeBy(options); err != nil { // first: from then on calls of other epochs are refused
+		return err
+	}
 	if s.Info().Status == StatusPaused {
 		return errors.Join(locked.hold(options.Hold), locked.tidy(ctx))
 	}
@@ -75,6 +78,30 @@ func (s locked) pause(ctx context.Context, how saving) error {
 		}
 		return err
 	})
+}
+
+// placeBy sets the epochs that the options of a pause have, if any.
+func (s locked) placeBy(options wrenn.PauseOptions) error {
+	if options.Epoch == 0 && options.SupersededBy == 0 {
+		return nil
+	}
+	epoch := options.Epoch
+	if epoch == 0 {
+		epoch, _ = s.journal.epochs()
+	}
+	return s.setEpoch(epoch, options.SupersededBy)
+}
+
+// setEpoch writes the epoch of the sandbox, and the one that supersedes it, to the journal.
+func (s locked) setEpoch(epoch, supersededBy wrenn.Epoch) error {
+	if s.journal.Epoch == epoch && s.journal.SupersededBy == supersededBy {
+		return nil
+	}
+	err := s.journal.commit("epoch", func(j *journal.Journal) { j.Epoch, j.SupersededBy = epoch, supersededBy })
+	if err == nil {
+		s.state.touchVersion()
+	}
+	return err
 }
 
 // hold holds a paused sandbox, if it shall be and is not.

@@ -84,6 +84,15 @@ func (r *record) stored() wrenn.Stored {
 	return j.Stored.Stored
 }
 
+// newestStored returns the newest checkpoint that is stored, nil for none. It is safe
+// without the operation lock.
+func (r *record) newestStored() *wrenn.Checkpoint {
+	if j := r.latest.Load(); j != nil {
+		return j.NewestStored()
+	}
+	return nil
+}
+
 // checkpoints returns those of the journal. It is safe without the operation lock.
 func (r *record) checkpoints() ([]wrenn.Checkpoint, wrenn.CheckpointID) {
 	if j := r.latest.Load(); j != nil {

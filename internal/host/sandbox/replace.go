@@ -151,6 +151,7 @@ func (s locked) findInstances(ctx context.Context) error {
 // ends by itself. What ended does may stop the watcher. Beside, if not nil, runs until
 // the watcher stops.
 func (s locked) watch(ctx context.Context, inst *instance.Instance, beside func(context.Context), ended func(ctx context.Context, cause error)) {
+	ctx = WithEpoch(ctx, 0) // it may have another epoch when the machine ends
 	inst.Watch(s.context(ctx), &s.host.watchers, beside, func(ctx context.Context, cause error) {
 		if _, err := s.lock(ctx); err != nil {
 			return

@@ -30,6 +30,9 @@ func (m *Manager) Run(ctx context.Context) error {
 	}
 	if m.cfg.Objects != nil {
 		work.Go(func() { m.runUploads(ctx) })
+		work.Go(func() { m.runUnfinished(ctx) })
+		work.Go(func() { m.runUnused(ctx) })
+		work.Go(func() { m.runCheckpoints(ctx) })
 	}
 	if m.cfg.Sizes > 0 {
 		work.Go(func() { m.runSizes(ctx) })

@@ -63,7 +63,7 @@ func newSandbox(h *host, req request) *Sandbox {
 func revive(h *host, j *journal.Journal) *Sandbox {
 	s := newSandbox(h, request{id: j.ID, parent: j.Parent, authority: j.Authority, SandboxSpec: wrenn.SandboxSpec{
 		Template: j.Template, Size: j.Size, EndOfLife: wrenn.EndOfLife{Timeout: j.Timeout, OnTimeout: j.OnTimeout, Absolute: j.Absolute}, AutoResume: j.AutoResume, AccessToken: j.AccessToken,
-		Volumes: j.Volumes, Network: j.Network, DiskMiB: j.DiskMiB, Team: j.Team,
+		Volumes: j.Volumes, Network: j.Network, DiskMiB: j.DiskMiB, Team: j.Team, CheckpointEvery: j.CheckpointEvery,
 	}})
 	s.journal.open(j)
 	s.state.setNetwork(j.Network, wrenn.SecretValues{}, j.Authority)
@@ -92,6 +92,8 @@ func (s *Sandbox) Info() Info {
 	spec := &s.request
 	info := Info{ObservedSandbox: wrenn.ObservedSandbox{ID: s.id, Template: spec.Template, Size: spec.Size, DiskMiB: spec.DiskMiB, EndOfLife: spec.EndOfLife, AutoResume: spec.AutoResume}}
 	s.state.fill(&info)
+	info.Epoch, info.SupersededBy = s.journal.epochs()
+	info.NewestStored = s.journal.newestStored()
 	if info.Status == StatusPaused {
 		info.Stored = s.journal.stored()
 	}
@@ -103,6 +105,10 @@ func (s *Sandbox) Info() Info {
 func (s *Sandbox) isStorable() bool {
 	return s.host.cfg.Objects != nil && s.request.Team != "" && len(s.request.Volumes) == 0
 }
+
+// CheckEpoch returns Unavailable if ctx is for another epoch than the sandbox has, see
+// WithEpoch. All methods that change the sandbox do that by themselves.
+func (s *Sandbox) CheckEpoch(ctx context.Context) error { return s.journal.checkEpoch(ctx, s.id) }
 
 // ID returns the sandbox's id.
 func (s *Sandbox) ID() wrenn.SandboxID { return s.id }
@@ -128,9 +134,12 @@ func (s *Sandbox) DialPort(ctx context.Context, port uint16) (net.Conn, error) {
 func (s *Sandbox) Touch() { s.state.touch() }
 
 // Use keeps the sandbox from ending for lack of use until release is called,
-// once, and records that it was used now. FailedPrecondition unless it runs,
+// once, and records that it was used now. FailedPrecondition unless it runs, Unavailable for another epoch,
 // NotResponding while its guest does not answer; but a paused sandbox with AutoResume is resumed first, once for all callers that wait.
 func (s *Sandbox) Use(ctx context.Context) (release func(), err error) {
+	if err := s.journal.checkEpoch(ctx, s.id); err != nil {
+		return nil, err
+	}
 	for {
 		if s.state.use() {
 			return s.state.unuse, nil

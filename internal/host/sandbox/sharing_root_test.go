@@ -6,10 +6,12 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"wrenn"
 	"wrenn/internal/objects"
@@ -182,4 +184,48 @@ func TestFetchTemplateRefuses(t *testing.T) {
 	l.wantClean(t, other)
 	must(t, other.FetchTemplate(t.Context(), team, id, key))
 	wantSnapshots(t, other, string(id))
+}
+
+// TestUnusedTemplate: a fetched template that is not used is removed, unless it could not
+// be fetched again, and a create fetches it again.
+func TestUnusedTemplate(t *testing.T) {
+	s := newObjects(t)
+	a, spec := storedLab(t, s)
+	m := a.open(t)
+	t.Cleanup(m.Close)
+	id := newTemplate(t, a, m, spec)
+	running(t, m)
+	key := waitTemplate(t, m, id)
+	later := time.Now().Add(time.Hour)
+	m.removeUnused(t.Context(), later)
+	if !slices.Contains(m.KeptSnapshots(), string(id)) {
+		t.Error("the host that built the template does not have it")
+	}
+
+	b, _ := storedLab(t, s)
+	other := b.open(t)
+	t.Cleanup(other.Close)
+	has := func(want bool) {
+		t.Helper()
+		must(t, other.Collect(t.Context()))
+		if got := slices.Contains(other.snapshots.IDs(), string(id)); got != want {
+			t.Errorf("the host has the template: %t, want %t", got, want)
+		}
+	}
+	spec.Template, spec.Build, spec.BuildKey, spec.Size = "mine", id, key, wrenn.Size{}
+	for range 2 {
+		sb := ensure(t, other, spec)
+		b.wantMark(t, sb, 'x')
+		other.removeUnused(t.Context(), later)
+		has(true) // it is used
+		must(t, sb.Destroy(t.Context()))
+		s.Set(objectstest.Faults{Before: func(context.Context, string, string) error { return wrenn.Errorf(wrenn.NotFound, "it is gone") }})
+		other.removeUnused(t.Context(), later)
+		has(true) // it could not be fetched again
+		s.Set(objectstest.Faults{})
+		other.removeUnused(t.Context(), time.Now().Add(-time.Hour))
+		has(true) // it was used since
+		other.removeUnused(t.Context(), later)
+		has(false)
+	}
 }

@@ -42,10 +42,11 @@ func (h *host) baseName(size wrenn.Size) string {
 	return fmt.Sprintf("%s%d-%d", h.basePrefix(), size.VCPUs, size.MemoryMiB)
 }
 
-// basePrefix begins the names of the base snapshots of this image and driver.
+// basePrefix begins the names of the base snapshots of this image and driver. The
+// driver has no dash there, so that "qemu-" does not begin the names of qemu-kvm.
 func (h *host) basePrefix() string {
 	name := notInNames.ReplaceAllString(strings.ToLower(h.cfg.Guest.Name), "-")
-	return fmt.Sprintf(basePrefix+"%.30s-%s-", name, h.cfg.Driver.Name())
+	return fmt.Sprintf(basePrefix+"%.30s-%s-", name, strings.ReplaceAll(h.cfg.Driver.Name(), "-", ""))
 }
 
 // guestSource is the source of sandboxes that boot a guest.

@@ -119,7 +119,11 @@ func (h *host) snapshotUsable(ctx context.Context, id string) bool {
 // storeCheckpoint stores a checkpoint and writes that to the journal, unless it was
 // deleted since then. It returns how many bytes were sent.
 func (s *Sandbox) storeCheckpoint(ctx context.Context, id wrenn.CheckpointID) (sent int64, err error) {
-	stored, err := s.host.archive.Upload(ctx, string(s.request.Team), string(s.id), string(id), nil)
+	state, err := s.journal.latest.Load().PortableAt(id) // from which another host can make the sandbox
+	if err != nil {
+		return 0, err
+	}
+	stored, err := s.host.archive.Upload(ctx, string(s.request.Team), string(s.id), string(id), state)
 	if err != nil {
 		return 0, err
 	}
@@ -142,6 +146,8 @@ func (s *Sandbox) storeCheckpoint(ctx context.Context, id wrenn.CheckpointID) (s
 	if err != nil {
 		return 0, err
 	}
+	s.state.touchVersion()
+	s.host.news.notify()
 	s.log(ctx, slog.LevelInfo, "checkpoint stored", slog.String("checkpoint", string(id)), slog.Int64("bytes", stored.Bytes))
 	return stored.Bytes, nil
 }

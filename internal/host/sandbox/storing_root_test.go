@@ -68,7 +68,7 @@ func TestResumeOnAnotherHost(t *testing.T) {
 	other := b.open(t)
 	t.Cleanup(other.Close)
 	for range 2 { // twice is allowed
-		_, err := other.Fetch(t.Context(), sb.ID(), team, stored.Key)
+		_, err := other.Fetch(t.Context(), sb.ID(), wrenn.StoredSandbox{Team: team, Key: stored.Key})
 		must(t, err)
 	}
 	got, err := other.Get(sb.ID())
@@ -89,7 +89,7 @@ func TestResumeOnAnotherHost(t *testing.T) {
 	if got.Info().Stored != (wrenn.Stored{}) {
 		t.Errorf("it runs, and is stored: %+v", got.Info().Stored)
 	}
-	_, err = other.Fetch(t.Context(), sb.ID(), team, stored.Key)
+	_, err = other.Fetch(t.Context(), sb.ID(), wrenn.StoredSandbox{Team: team, Key: stored.Key})
 	testkit.WantCode(t, err, wrenn.AlreadyExists, "running")
 	must(t, got.Destroy(t.Context()))
 	must(t, other.Collect(t.Context()))
@@ -184,19 +184,19 @@ func TestFetchRefuses(t *testing.T) {
 	stop()
 	must(t, sb.Destroy(t.Context()))
 	must(t, m.Collect(t.Context()))
-	fetch := func(id wrenn.SandboxID, team wrenn.TeamID, key string) error {
-		_, err := m.Fetch(t.Context(), id, team, key)
+	fetch := func(id wrenn.SandboxID, from wrenn.StoredSandbox) error {
+		_, err := m.Fetch(t.Context(), id, from)
 		return err
 	}
 	other := wrenn.TeamID(strings.Repeat("1", 36))
-	testkit.WantCode(t, fetch(sb.ID(), other, stored.Key), wrenn.FailedPrecondition, "team")
-	testkit.WantCode(t, fetch(wrenn.NewSandboxID(), team, stored.Key), wrenn.FailedPrecondition, "of sandbox")
+	testkit.WantCode(t, fetch(sb.ID(), wrenn.StoredSandbox{Team: other, Key: stored.Key}), wrenn.FailedPrecondition, "team")
+	testkit.WantCode(t, fetch(wrenn.NewSandboxID(), wrenn.StoredSandbox{Team: team, Key: stored.Key}), wrenn.FailedPrecondition, "of sandbox")
 	must(t, os.WriteFile(filepath.Join(dir, stored.Key), []byte("{}"), 0o600))
-	testkit.WantCode(t, fetch(sb.ID(), team, stored.Key), wrenn.FailedPrecondition, "damaged")
+	testkit.WantCode(t, fetch(sb.ID(), wrenn.StoredSandbox{Team: team, Key: stored.Key}), wrenn.FailedPrecondition, "damaged")
 	must(t, os.Remove(filepath.Join(dir, stored.Key)))
-	testkit.WantCode(t, fetch(sb.ID(), team, stored.Key), wrenn.NotFound)
+	testkit.WantCode(t, fetch(sb.ID(), wrenn.StoredSandbox{Team: team, Key: stored.Key}), wrenn.NotFound)
 	m.cfg.Objects = nil
-	testkit.WantCode(t, fetch(sb.ID(), team, stored.Key), wrenn.FailedPrecondition, "store.url")
+	testkit.WantCode(t, fetch(sb.ID(), wrenn.StoredSandbox{Team: team, Key: stored.Key}), wrenn.FailedPrecondition, "store.url")
 	wantSnapshots(t, m)
 	l.wantClean(t, m)
 }
@@ -246,7 +246,7 @@ func TestHold(t *testing.T) {
 	other, _ := storedLab(t, s)
 	b := other.open(t)
 	t.Cleanup(b.Close)
-	copied, err := b.Fetch(t.Context(), sb.ID(), team, stored.Key)
+	copied, err := b.Fetch(t.Context(), sb.ID(), wrenn.StoredSandbox{Team: team, Key: stored.Key})
 	must(t, err)
 	must(t, sb.Destroy(t.Context()))
 	use(copied)
@@ -289,7 +289,7 @@ func TestCheckpointsOnAnotherHost(t *testing.T) {
 	b, _ := storedLab(t, s)
 	other := b.open(t)
 	t.Cleanup(other.Close)
-	got, err := other.Fetch(t.Context(), sb.ID(), team, stored.Key)
+	got, err := other.Fetch(t.Context(), sb.ID(), wrenn.StoredSandbox{Team: team, Key: stored.Key})
 	must(t, err)
 	destroyLater(t, got)
 	if list, head := got.Checkpoints(); len(list) != 1 || list[0].ID != first.ID || head != first.ID {

@@ -29,6 +29,8 @@ type Recipe struct {
 	Guest *Guest
 	// Env is for every command of the sandboxes that have none themselves.
 	Env map[string]string
+	// Network is what the guest may reach until the snapshot.
+	Network wrenn.NetworkPolicy
 	// Prepare, if set, does in the guest what is to be done before the snapshot.
 	// What it has started keeps running in every sandbox.
 	Prepare func(context.Context, *envdclient.Client) error
@@ -80,7 +82,7 @@ func (r *Recipe) request(guest Guest) (request, error) {
 	}
 	return request{
 		id: wrenn.NewSandboxID(), urgent: r.urgent, maxDiskMiB: most,
-		SandboxSpec: wrenn.SandboxSpec{Template: journal.BuildTemplate, Size: r.Size, DiskMiB: disk, Env: r.Env},
+		SandboxSpec: wrenn.SandboxSpec{Template: journal.BuildTemplate, Size: r.Size, DiskMiB: disk, Env: r.Env, Network: r.Network},
 	}, err
 }
 

@@ -36,6 +36,8 @@ type uploads struct {
 	done      uint64          // uploads
 	sent      uint64          // bytes of them
 	fails     uint64          // attempts
+	removed   uint64          // unfinished uploads of killed agents
+	unremoved uint64          // looks for these that failed
 }
 
 // upload is the upload of one snapshot, as far as it is not done.
@@ -159,6 +161,16 @@ func (u *uploads) finish(id string, t *upload, sent int64, err error, canceled b
 	}
 }
 
+// countUnfinished counts a look for unfinished uploads, which removed n.
+func (u *uploads) countUnfinished(n int, failed bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.removed += uint64(n)
+	if failed {
+		u.unremoved++
+	}
+}
+
 // StoreStats are counts of the uploads of a host.
 type StoreStats struct {
 	Waiting int           // paused sandboxes and templates that are to be stored
@@ -166,11 +178,14 @@ type StoreStats struct {
 	Done    uint64        // uploads
 	Sent    uint64        // bytes of them
 	Failed  uint64        // attempts
+
+	Removed        uint64 // unfinished uploads that killed agents have left
+	RemovalsFailed uint64 // looks for these that failed
 }
 
 // stats returns the counts of this moment, without those that wait.
 func (u *uploads) stats() StoreStats {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return StoreStats{Done: u.done, Sent: u.sent, Failed: u.fails}
+	return StoreStats{Done: u.done, Sent: u.sent, Failed: u.fails, Removed: u.removed, RemovalsFailed: u.unremoved}
 }

@@ -10,7 +10,7 @@ import (
 )
 
 // Work boots a guest as Build does, and calls work with its sandbox. When Work
-// returns nothing of the sandbox is left. Of the recipe it needs Size, DiskMiB, Guest and Env.
+// returns nothing of the sandbox is left. Of the recipe it needs Size, DiskMiB, Guest, Env and Network.
 func (m *Manager) Work(ctx context.Context, r Recipe, work func(context.Context, *Sandbox) error) error {
 	guest := m.cfg.Guest
 	if r.Guest != nil {

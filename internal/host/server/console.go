@@ -24,6 +24,9 @@ func (s *server) ReadConsole(ctx context.Context, req *pb.ReadConsoleRequest, st
 	if err != nil {
 		return err
 	}
+	if _, err := s.get(ctx, id); err != nil && wrenn.CodeOf(err) != wrenn.NotFound { // one that is gone may have left a console
+		return err
+	}
 	done, err := s.opened.add(id)
 	if err != nil {
 		return err

@@ -35,6 +35,7 @@ type collector struct {
 	ready, claims                      *prometheus.Desc
 	unstored, unstoredAge              *prometheus.Desc
 	stored, storedBytes, storeFailed   *prometheus.Desc
+	removed, removalsFailed            *prometheus.Desc
 }
 
 // NewCollector shows the inventory and the capacity of the manager.
@@ -53,11 +54,14 @@ func NewCollector(manager *sandbox.Manager) prometheus.Collector {
 		stored:      prometheus.NewDesc("wrenn_snapshots_stored_total", "Paused sandboxes that were stored.", nil, nil),
 		storedBytes: prometheus.NewDesc("wrenn_snapshots_stored_bytes_total", "Bytes that were sent to the snapshot store.", nil, nil),
 		storeFailed: prometheus.NewDesc("wrenn_snapshots_store_failures_total", "Attempts to store a paused sandbox that failed.", nil, nil),
+
+		removed:        prometheus.NewDesc("wrenn_snapshots_unfinished_uploads_removed_total", "Uploads that killed agents have left in the snapshot store, and that this host has removed.", nil, nil),
+		removalsFailed: prometheus.NewDesc("wrenn_snapshots_unfinished_uploads_failures_total", "Looks for such uploads that failed.", nil, nil),
 	}
 }
 
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.ready, c.claims, c.sandboxes, c.memory, c.maxMemory, c.disk, c.unstored, c.unstoredAge, c.stored, c.storedBytes, c.storeFailed} {
+	for _, d := range []*prometheus.Desc{c.ready, c.claims, c.sandboxes, c.memory, c.maxMemory, c.disk, c.unstored, c.unstoredAge, c.stored, c.storedBytes, c.storeFailed, c.removed, c.removalsFailed} {
 		out <- d
 	}
 }
@@ -92,4 +96,6 @@ func (c *collector) collectStored(out chan<- prometheus.Metric) {
 	out <- prometheus.MustNewConstMetric(c.stored, prometheus.CounterValue, float64(stats.Done))
 	out <- prometheus.MustNewConstMetric(c.storedBytes, prometheus.CounterValue, float64(stats.Sent))
 	out <- prometheus.MustNewConstMetric(c.storeFailed, prometheus.CounterValue, float64(stats.Failed))
+	out <- prometheus.MustNewConstMetric(c.removed, prometheus.CounterValue, float64(stats.Removed))
+	out <- prometheus.MustNewConstMetric(c.removalsFailed, prometheus.CounterValue, float64(stats.RemovalsFailed))
 }

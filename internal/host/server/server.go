@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"go.opentelemetry.io/otel/trace"
 
 	"wrenn"
 	"wrenn/internal/budget"
@@ -17,6 +18,7 @@ import (
 	"wrenn/internal/host/template"
 	"wrenn/internal/hostwire"
 	"wrenn/internal/telemetry"
+	"wrenn/internal/tracing"
 	"wrenn/internal/volume"
 	"wrenn/internal/wire"
 	pb "wrenn/proto/gen/hostagent/v1"
@@ -33,7 +35,7 @@ const (
 	copyBuffer = 256 << 10
 )
 
-// Config is what a server works with. All fields but Memory are needed.
+// Config is what a server works with. All fields but Traces and Memory are needed.
 type Config struct {
 	Manager   *sandbox.Manager
 	Templates *template.Builder
@@ -42,6 +44,8 @@ type Config struct {
 	Facts     wrenn.HostFacts
 	Version   string
 	Log       *slog.Logger
+	// Traces makes spans of calls in the traces of control planes; nil makes none.
+	Traces trace.TracerProvider
 	// Memory is what outputs of Exec are kept in; nil has no limit.
 	Memory *budget.Budget
 }
@@ -62,12 +66,17 @@ var _ hostagentv1connect.HostAgentServiceHandler = (*server)(nil)
 
 // newHandler returns the path of the service and its handler. When s.closing is
 // closed, streams end with unavailable and their commands keep running.
-func newHandler(s *server) (string, http.Handler) {
-	return hostagentv1connect.NewHostAgentServiceHandler(
+func newHandler(s *server) (string, http.Handler, error) {
+	spans, err := tracing.Server(s.cfg.Traces)
+	if err != nil {
+		return "", nil, err
+	}
+	path, handler := hostagentv1connect.NewHostAgentServiceHandler(
 		s,
 		connect.WithReadMaxBytes(maxMessage),
-		connect.WithInterceptors(&edge{log: s.cfg.Log}),
+		connect.WithInterceptors(append(spans, &edge{log: s.cfg.Log})...),
 	)
+	return path, handler, nil
 }
 
 func (s *server) Ping(context.Context, *pb.PingRequest) (*pb.PingResponse, error) {
@@ -199,7 +208,7 @@ func (s *server) ExtendSandbox(ctx context.Context, msg *pb.ExtendSandboxRequest
 	if err != nil {
 		return nil, err
 	}
-	sb, err := s.cfg.Manager.Get(id)
+	sb, err := s.get(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -211,19 +220,19 @@ func (s *server) SetNetworkPolicy(ctx context.Context, msg *pb.SetNetworkPolicyR
 	if err != nil {
 		return nil, err
 	}
-	sb, err := s.cfg.Manager.Get(id)
+	sb, err := s.get(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	return &pb.SetNetworkPolicyResponse{KnowsProxies: true}, sb.SetNetwork(ctx, policy, secrets)
 }
 
-func (s *server) ReadMetrics(_ context.Context, msg *pb.ReadMetricsRequest) (*pb.ReadMetricsResponse, error) {
+func (s *server) ReadMetrics(ctx context.Context, msg *pb.ReadMetricsRequest) (*pb.ReadMetricsResponse, error) {
 	id, from, to, err := hostwire.ParseMetricsRequest(msg)
 	if err != nil {
 		return nil, err
 	}
-	sb, err := s.cfg.Manager.Get(id)
+	sb, err := s.get(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -235,7 +244,7 @@ func (s *server) ReadEgress(ctx context.Context, msg *pb.ReadEgressRequest) (*pb
 	if err != nil {
 		return nil, err
 	}
-	sb, err := s.cfg.Manager.Get(id)
+	sb, err := s.get(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -249,7 +258,7 @@ func (s *server) ExplainEgress(ctx context.Context, msg *pb.ExplainEgressRequest
 	if err != nil {
 		return nil, err
 	}
-	sb, err := s.cfg.Manager.Get(id)
+	sb, err := s.get(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -315,6 +324,15 @@ func (s *server) WatchSandboxes(ctx context.Context, _ *pb.WatchSandboxesRequest
 	}
 }
 
+// get returns a sandbox. Unavailable when the caller means another epoch of it.
+func (s *server) get(ctx context.Context, id wrenn.SandboxID) (*sandbox.Sandbox, error) {
+	sb, err := s.cfg.Manager.Get(id)
+	if err != nil {
+		return nil, err
+	}
+	return sb, sb.CheckEpoch(ctx)
+}
+
 // find parses a sandbox's id. It returns the sandbox and a context whose log
 // lines name it.
 func (s *server) find(ctx context.Context, id string) (*sandbox.Sandbox, context.Context, error) {
@@ -322,7 +340,7 @@ func (s *server) find(ctx context.Context, id string) (*sandbox.Sandbox, context
 	if err != nil {
 		return nil, ctx, err
 	}
-	sb, err := s.cfg.Manager.Get(parsed)
+	sb, err := s.get(ctx, parsed)
 	return sb, telemetry.WithSandbox(ctx, parsed), err
 }
 
@@ -355,6 +373,10 @@ func (e *edge) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 				ctx = telemetry.WithSandbox(ctx, id)
 			}
 		}
+		ctx, err := withEpoch(ctx, req.Header())
+		if err != nil {
+			return nil, e.translate(ctx, req.Spec(), err)
+		}
 		resp, err := next(ctx, req)
 		if err != nil {
 			return nil, e.translate(ctx, req.Spec(), err)
@@ -369,8 +391,18 @@ func (e *edge) WrapStreamingClient(next connect.StreamingClientFunc) connect.Str
 
 func (e *edge) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
-		return e.translate(ctx, conn.Spec(), next(ctx, conn))
+		ctx, err := withEpoch(ctx, conn.RequestHeader())
+		if err == nil {
+			err = next(ctx, conn)
+		}
+		return e.translate(ctx, conn.Spec(), err)
 	}
+}
+
+// withEpoch returns a context for the epoch that the headers of a call name.
+func withEpoch(ctx context.Context, header http.Header) (context.Context, error) {
+	epoch, err := hostwire.ParseEpochText(header.Get(hostwire.EpochHeader))
+	return sandbox.WithEpoch(ctx, epoch), err
 }
 
 func (e *edge) translate(ctx context.Context, spec connect.Spec, err error) error {

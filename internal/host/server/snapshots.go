@@ -15,7 +15,7 @@ func (s *server) ForkSandbox(ctx context.Context, msg *pb.ForkSandboxRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	sb, err := s.cfg.Manager.Get(id)
+	sb, err := s.get(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -34,11 +34,11 @@ func (s *server) ForkSandbox(ctx context.Context, msg *pb.ForkSandboxRequest) (*
 }
 
 func (s *server) FetchSandbox(ctx context.Context, msg *pb.FetchSandboxRequest) (*pb.FetchSandboxResponse, error) {
-	id, team, key, err := hostwire.ParseFetchRequest(msg)
+	id, from, err := hostwire.ParseFetchRequest(msg)
 	if err != nil {
 		return nil, err
 	}
-	_, err = s.cfg.Manager.Fetch(telemetry.WithSandbox(ctx, id), id, team, key)
+	_, err = s.cfg.Manager.Fetch(telemetry.WithSandbox(ctx, id), id, from)
 	return &pb.FetchSandboxResponse{}, err
 }
 

@@ -132,7 +132,11 @@ func (t *tunnels) dial(r *http.Request) (*sandbox.Sandbox, net.Conn, error) {
 	if err != nil || port == 0 || !tunnel.Asks(r) {
 		return nil, nil, wrenn.Errorf(wrenn.Invalid, "a tunnel needs a port from 1 to 65535, and Upgrade: %s", tunnel.Protocol)
 	}
-	sb, ctx, err := t.s.find(r.Context(), r.PathValue("sandbox"))
+	ctx, err := withEpoch(r.Context(), r.Header)
+	if err != nil {
+		return nil, nil, err
+	}
+	sb, ctx, err := t.s.find(ctx, r.PathValue("sandbox"))
 	if err != nil {
 		return nil, nil, err
 	}

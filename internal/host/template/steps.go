@@ -160,7 +160,7 @@ func (r *stepRun) run(ctx context.Context, plan []plannedStep) error {
 		return nil
 	}
 	r.out.line("booting")
-	recipe := sandbox.Recipe{Size: r.job.Spec.OrDefault(), DiskMiB: r.job.Spec.DiskMiB, Guest: r.disk}
+	recipe := sandbox.Recipe{Size: r.job.Spec.OrDefault(), DiskMiB: r.job.Spec.DiskMiB, Guest: r.disk, Network: r.job.Network}
 	return r.cfg.Manager.Work(ctx, recipe, func(ctx context.Context, guest *sandbox.Sandbox) error {
 		for _, step := range plan {
 			if err := r.step(ctx, guest, step); err != nil {

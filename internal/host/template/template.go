@@ -213,7 +213,9 @@ func (b *Builder) find(ctx context.Context, id wrenn.BuildID) (wrenn.BuildResult
 	if err != nil {
 		return wrenn.BuildResult{}, err
 	}
-	return wrenn.BuildResult{Size: kept.Size, DiskMiB: kept.DiskMiB, SizeBytes: kept.Bytes, Env: m.Env, Digest: m.Digest, DiskOnly: kept.DiskOnly}, nil
+	return wrenn.BuildResult{
+		Size: kept.Size, DiskMiB: kept.DiskMiB, SizeBytes: kept.Bytes, Env: m.Env, Digest: m.Digest, DiskOnly: kept.DiskOnly, PolicyFollowed: true,
+	}, nil
 }
 
 func parseMetadata(id wrenn.BuildID, text []byte) (m metadata, err error) {
@@ -283,7 +285,7 @@ func (b *Builder) finalize(ctx context.Context, job wrenn.BuildRequest, disk *sa
 	out.line("booting")
 	err = b.cfg.Manager.Build(ctx, sandbox.Recipe{
 		Name: string(job.ID), Owner: job.Team, Size: spec.OrDefault(), Guest: disk, Env: end.Env, Note: text, Prepare: p.run,
-		DiskMiB: spec.DiskMiB, MinFreeDiskMiB: spec.MinFreeDiskMiB, MaxDiskMiB: spec.MaxDiskMiB,
+		DiskMiB: spec.DiskMiB, MinFreeDiskMiB: spec.MinFreeDiskMiB, MaxDiskMiB: spec.MaxDiskMiB, Network: job.Network,
 	})
 	if err == nil {
 		out.line("saved as a snapshot")

@@ -5,6 +5,7 @@ import (
 	"io"
 	"iter"
 	"sync"
+	"time"
 
 	"wrenn/internal/objects"
 )
@@ -93,6 +94,14 @@ func (f *Faulty) Delete(ctx context.Context, key string) error {
 		return err
 	}
 	return f.Store.Delete(ctx, key)
+}
+
+// DeleteUnfinished implements objects.Store.
+func (f *Faulty) DeleteUnfinished(ctx context.Context, prefix string, before time.Time) (int, error) {
+	if _, err := f.begin(ctx, "DeleteUnfinished", prefix); err != nil {
+		return 0, err
+	}
+	return f.Store.DeleteUnfinished(ctx, prefix, before)
 }
 
 // List implements objects.Store.

@@ -28,7 +28,7 @@ func (a *Archive) FetchTemplate(ctx context.Context, owner, id, key string) erro
 		return err
 	}
 	man := rec.Snapshot.Portable()
-	man.Pinned, man.Owner, man.Copy = true, owner, wrenn.StoredNow(key)
+	man.Pinned, man.Owner, man.Copy, man.Fetched = true, owner, wrenn.StoredNow(key), true
 	f := &fetch{Archive: a, rec: rec}
 	_, release, err := f.run(ctx, man)
 	if err != nil {
@@ -36,6 +36,12 @@ func (a *Archive) FetchTemplate(ctx context.Context, owner, id, key string) erro
 	}
 	defer release()
 	return a.noteLayers(ctx, id, rec)
+}
+
+// Find returns an error unless the store has the record at key: NotFound if it does not.
+func (a *Archive) Find(ctx context.Context, key string) error {
+	_, err := a.Objects.Head(ctx, key)
+	return err
 }
 
 // noteLayers notes the layers without a parent that the files of a template are, so that

@@ -18,6 +18,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"wrenn"
 	"wrenn/internal/objects"
@@ -241,4 +242,16 @@ func (a *Archive) source(ref layerRef) layer.Source {
 	return func(ctx context.Context, offset, length int64) (io.ReadCloser, error) {
 		return a.Objects.Get(ctx, ref.key(), offset, length)
 	}
+}
+
+// DeleteUnfinished removes what uploads of any host have left in the store that began
+// before that time and did not end. It returns how many it removed, also with an error.
+func (a *Archive) DeleteUnfinished(ctx context.Context, before time.Time) (n int, err error) {
+	for _, prefix := range []string{"teams/", prefixOf(Shared)} { // the bucket may have uploads of other programs
+		removed, err := a.Objects.DeleteUnfinished(ctx, prefix, before)
+		if n += removed; err != nil {
+			return n, err
+		}
+	}
+	return n, nil
 }

@@ -86,7 +86,7 @@ func (d *Driver) Name() string { return driverName }
 
 // Platform implements vm.Driver. Guests see the processor.
 func (d *Driver) Platform() wrenn.Platform {
-	return wrenn.Platform{Driver: driverName, Version: d.version.String(), Processor: cpuModel()}
+	return wrenn.Platform{Driver: driverName, Version: d.version.String(), Processor: vm.HostProcessor()}
 }
 
 // Version returns Firecracker's version.

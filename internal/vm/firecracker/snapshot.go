@@ -33,7 +33,7 @@ const (
 type manifest struct {
 	Format     int        `json:"format"`
 	Version    Version    `json:"version"`
-	CPU        string     `json:"cpu"`              // see cpuModel
+	CPU        string     `json:"cpu"`              // see vm.HostProcessor
 	Kernel     string     `json:"kernel,omitempty"` // vm.Kernel.Digest of the guest's
 	Machine    shape      `json:"machine"`
 	State      vm.FileSum `json:"state"`
@@ -197,7 +197,7 @@ func (m *machine) describe(dir string) error {
 		return err
 	}
 	return vm.WriteManifest(filepath.Join(dir, manifestFile), manifest{
-		Format: manifestFormat, Version: m.driver.version, CPU: cpuModel(), Kernel: m.kernel, Machine: m.shape,
+		Format: manifestFormat, Version: m.driver.version, CPU: vm.HostProcessor(), Kernel: m.kernel, Machine: m.shape,
 		State: state, MemorySize: memory.Size(),
 	})
 }
@@ -226,7 +226,7 @@ func (d *Driver) checkSnapshot(want shape, kernel, dir string) (manifest, error)
 	if !d.version.loads(made.Version) {
 		return manifest{}, wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot is from Firecracker %s, which Firecracker %s cannot load", made.Version, d.version)
 	}
-	if cpu := cpuModel(); made.CPU != cpu {
+	if cpu := vm.HostProcessor(); made.CPU != cpu {
 		return manifest{}, wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot is from another processor: %s, not %s", made.CPU, cpu)
 	}
 	if kernel != "" && made.Kernel != kernel {
@@ -284,28 +284,4 @@ func (s shape) fits(want shape) error {
 		return differs("the MAC address", s.MAC, want.MAC)
 	}
 	return nil
-}
-
-// cpuModel returns the host's model of processor. A guest that has seen one cannot
-// continue on another.
-func cpuModel() string {
-	info, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		return "unknown"
-	}
-	return cpuModelOf(info)
-}
-
-// cpuModelOf returns vendor, family, model and stepping of the first processor.
-func cpuModelOf(cpuinfo []byte) string {
-	first, _, _ := strings.Cut(string(cpuinfo), "\n\n")
-	var parts []string
-	for line := range strings.Lines(first) {
-		key, value, _ := strings.Cut(line, ":")
-		switch strings.TrimSpace(key) {
-		case "vendor_id", "cpu family", "model", "stepping":
-			parts = append(parts, strings.TrimSpace(value))
-		}
-	}
-	return strings.Join(parts, " ")
 }

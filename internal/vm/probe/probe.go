@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -58,11 +59,12 @@ type Verdict struct {
 // started: to try again takes no time, and the host may have been out of memory.
 // An error means that there is no verdict.
 func (p Probe) Boots(ctx context.Context, driver vm.Driver, version string, kernel vm.Kernel) (Verdict, error) {
-	key, err := keyOf(driver.Name(), version, kernel)
+	where, err := placeOf(kernel)
 	if err != nil {
 		return Verdict{}, err
 	}
-	verdicts := p.stored()
+	key := strings.Join([]string{driver.Name(), version, where}, " ")
+	verdicts := Stored(p.Memory)
 	if v, ok := verdicts[key]; ok {
 		return v, nil
 	}
@@ -73,8 +75,12 @@ func (p Probe) Boots(ctx context.Context, driver vm.Driver, version string, kern
 	if !started {
 		return v, nil
 	}
-	// Only the last verdict is stored: the others are of earlier kernels, VMMs and boots.
-	return v, p.store(map[string]Verdict{key: v})
+	// Only the last verdict on each driver is stored: the others are of earlier kernels, VMMs and boots.
+	maps.DeleteFunc(verdicts, func(old string, _ Verdict) bool {
+		return DriverOf(old) == driver.Name() || !strings.HasSuffix(old, " "+where)
+	})
+	verdicts[key] = v
+	return v, p.store(verdicts)
 }
 
 // boot boots the kernel. If started is false the verdict is that of the driver's Start.
@@ -136,18 +142,27 @@ func (p Probe) watch(ctx context.Context, machine vm.Machine, console vm.Console
 	}
 }
 
-func (p Probe) stored() map[string]Verdict {
-	f, err := os.Open(p.Memory)
+// Stored returns the verdicts in the file memory by their keys, of which DriverOf
+// returns the driver; none if it cannot be read: to probe again costs seconds, not
+// correctness.
+func Stored(memory string) map[string]Verdict {
+	verdicts := map[string]Verdict{}
+	f, err := os.Open(memory)
 	if err != nil {
-		return nil
+		return verdicts
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxVerdicts))
-	var verdicts map[string]Verdict
-	if err != nil || json.Unmarshal(data, &verdicts) != nil {
-		return nil // probing again costs seconds, not correctness
+	if err != nil || json.Unmarshal(data, &verdicts) != nil || verdicts == nil {
+		return map[string]Verdict{}
 	}
 	return verdicts
+}
+
+// DriverOf returns the name of the driver that a verdict of Stored is on.
+func DriverOf(key string) string {
+	name, _, _ := strings.Cut(key, " ")
+	return name
 }
 
 func (p Probe) store(verdicts map[string]Verdict) error {
@@ -158,8 +173,9 @@ func (p Probe) store(verdicts map[string]Verdict) error {
 	return durable.WriteFile(p.Memory, append(data, '\n'), 0o600)
 }
 
-// keyOf returns everything that the verdict depends on.
-func keyOf(driver, version string, kernel vm.Kernel) (string, error) {
+// placeOf returns everything that a verdict depends on besides the driver and its
+// version: the kernel, and the boot of the host.
+func placeOf(kernel vm.Kernel) (string, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return "", err
@@ -173,5 +189,5 @@ func keyOf(driver, version string, kernel vm.Kernel) (string, error) {
 	if _, err := io.Copy(sum, f); err != nil {
 		return "", fmt.Errorf("read kernel: %w", err)
 	}
-	return strings.Join([]string{driver, version, "kernel-" + hex.EncodeToString(sum.Sum(nil)[:8]), "boot-" + strings.TrimSpace(string(boot))}, " "), nil
+	return "kernel-" + hex.EncodeToString(sum.Sum(nil)[:8]) + " boot-" + strings.TrimSpace(string(boot)), nil
 }

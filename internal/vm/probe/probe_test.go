@@ -169,6 +169,35 @@ func TestWhatAVerdictIsOf(t *testing.T) {
 	}
 }
 
+// A verdict on one driver does not displace those on the others, which a host tries as
+// well at each start.
+func TestVerdictsOnSeveralDrivers(t *testing.T) {
+	b := newBench(t, prints)
+	first, second := b.driver(), named{b.driver(), "other"}
+	for range 2 {
+		for _, driver := range []vm.Driver{first, second} {
+			if _, err := b.ask(t, t.Context(), driver, "1"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if b.boots != 2 {
+		t.Errorf("%d boots, want one for each driver", b.boots)
+	}
+	b.kernel = newKernel(t, "two")
+	if _, err := b.ask(t, t.Context(), second, "2"); err != nil {
+		t.Fatal(err)
+	}
+	for key := range Stored(b.Memory) {
+		if DriverOf(key) != "other" || !strings.Contains(key, " 2 ") {
+			t.Errorf("a verdict on another kernel is still stored: %s", key)
+		}
+	}
+	if n := len(Stored(b.Memory)); n != 1 {
+		t.Errorf("%d verdicts are stored, want the new one", n)
+	}
+}
+
 func edit(t *testing.T, path string, change func(string) string) {
 	t.Helper()
 	data, err := os.ReadFile(path)

@@ -306,7 +306,7 @@ func (a *assembly) launch(context.Context) error {
 	}
 	proc, err := launch.Start(launch.Command{
 		Path:      a.d.path,
-		Args:      slices.Concat(a.d.hardware(a.spec), a.d.host(a.spec.ID), a.args),
+		Args:      slices.Concat(a.d.hardware(a.spec, a.lacks()...), a.d.host(a.spec.ID), a.args),
 		Dir:       "/",
 		Files:     a.files,
 		Namespace: a.spec.Net.Namespace,
@@ -324,12 +324,21 @@ func (a *assembly) launch(context.Context) error {
 	}
 	id := proc.Identity()
 	ref := vm.Ref{
-		Driver: Name, ID: a.spec.ID, Dir: a.spec.Dir,
+		Driver: a.d.Name(), ID: a.spec.ID, Dir: a.spec.Dir,
 		PID: id.PID, StartTime: id.StartTime, BootID: id.BootID,
 		Private: a.private(),
 	}
 	a.machine = newMachine(ref, proc, a.image)
 	return nil
+}
+
+// lacks returns the features of the host's processor that the guest of a snapshot has
+// not seen: it goes on without them.
+func (a *assembly) lacks() []string {
+	if a.snap == nil {
+		return nil
+	}
+	return without(a.d.features, a.snap.features)
 }
 
 // stop reverts launch.
@@ -346,7 +355,7 @@ func (a *assembly) private() map[string]string {
 	if a.snap == nil {
 		return map[string]string{refManifest: encode(man), refMemory: encode(a.memory), refCgroup: a.cgroup}
 	}
-	man.Kernel = a.snap.kernel
+	man.Kernel, man.Features = a.snap.kernel, a.snap.features
 	return map[string]string{
 		refManifest: encode(man), refMemory: encode(a.memory), refCgroup: a.cgroup,
 		refBase: a.snap.dir, refMapped: encode(a.mapped),

@@ -38,6 +38,10 @@ func rootOf(ctx context.Context, path string) (*launch.Root, error) {
 	return root, nil
 }
 
+// kvmDevice is opened by QEMU by its name (only QEMU 9 takes another), so each VMM has its
+// own device file.
+const kvmDevice = "/dev/kvm"
+
 // ownMemoryMiB is what a VMM takes besides its guest's memory and translated code.
 const ownMemoryMiB = 30
 

@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -21,10 +20,7 @@ import (
 
 // TestVMMIsConfined looks at what a VMM has of the host, also a restored one.
 func TestVMMIsConfined(t *testing.T) {
-	path, err := exec.LookPath("qemu-system-x86_64")
-	testkit.Must(t, err)
-	d, err := New(t.Context(), Config{Path: path})
-	testkit.Must(t, err)
+	d := testDriver(t)
 	booted, _ := startIdle(t, d, "")
 	wantConfined(t, booted)
 	testkit.Must(t, booted.Pause(t.Context()))
@@ -66,12 +62,27 @@ func wantConfined(t *testing.T, m *machine) {
 			t.Errorf("the VMM's status has no %q", want)
 		}
 	}
-	wantOnlyItsFiles(t, proc+"/fd")
+	wantOnlyItsFiles(t, proc+"/fd", m.ref.Driver == NameKVM)
+	wantItsKVM(t, proc+"/root"+kvmDevice, m.ref.Driver == NameKVM)
+}
+
+// wantItsKVM fails unless a VMM has a device file of KVM that belongs to its user, or,
+// without KVM, none.
+func wantItsKVM(t *testing.T, path string, kvm bool) {
+	t.Helper()
+	var stat unix.Stat_t
+	err := unix.Stat(path, &stat)
+	if (err == nil) != kvm {
+		t.Errorf("%s: %v, want one: %t", path, err, kvm)
+	}
+	if err == nil && (stat.Uid != 64_321 || stat.Mode != unix.S_IFCHR|0o600) {
+		t.Errorf("%s belongs to %d, with mode %o", path, stat.Uid, stat.Mode)
+	}
 }
 
 // wantOnlyItsFiles fails if a VMM has a file open that it was not passed and did not
 // make itself.
-func wantOnlyItsFiles(t *testing.T, dir string) {
+func wantOnlyItsFiles(t *testing.T, dir string, kvm bool) {
 	t.Helper()
 	fds, err := os.ReadDir(dir)
 	testkit.Must(t, err)
@@ -80,7 +91,7 @@ func wantOnlyItsFiles(t *testing.T, dir string) {
 		testkit.Must(t, err)
 		ok := slices.ContainsFunc([]string{"/dev/null", "/memfd:", "socket:", "anon_inode:"}, func(p string) bool { return strings.HasPrefix(target, p) }) ||
 			slices.ContainsFunc([]string{"/disk", "/kernel", "/state"}, func(s string) bool { return strings.HasSuffix(target, s) })
-		if !ok {
+		if !ok && (!kvm || target != kvmDevice) {
 			t.Errorf("the VMM has %s open", target)
 		}
 	}

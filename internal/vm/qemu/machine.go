@@ -97,7 +97,7 @@ func (m *machine) verdict() error {
 // exitError returns why the VMM has ended, with the end of what it and the guest printed.
 func (m *machine) exitError(reason string) *vm.ExitError {
 	return &vm.ExitError{
-		Driver: Name, Reason: reason, Panicked: reason == panicked,
+		Driver: m.ref.Driver, Reason: reason, Panicked: reason == panicked,
 		Console: launch.LastLines(m.proc.Output()), Log: launch.LastLines(m.proc.Log()),
 	}
 }
@@ -179,7 +179,7 @@ func (m *machine) gone() error {
 	}
 	exit, ok := errors.AsType[*vm.ExitError](m.exitErr)
 	if !ok {
-		exit = &vm.ExitError{Driver: Name, Reason: "stopped"}
+		exit = &vm.ExitError{Driver: m.ref.Driver, Reason: "stopped"}
 	}
 	return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the machine has ended", Err: exit}
 }

@@ -1,6 +1,6 @@
-// Package qemu is the driver of machines under QEMU's software emulation
-// (TCG), for hosts without a usable KVM. Its machines are microvm boards with
-// the same disks, network and guest as Firecracker's.
+// Package qemu has two drivers of machines: QEMU with KVM, and QEMU's software
+// emulation (TCG), for hosts without a usable KVM. Its machines are microvm boards
+// with the same disks, network and guest as Firecracker's.
 //
 // A VMM gets everything as open file descriptors: memory, disks, the TAP, the control
 // socket. So it runs as a user that may open nothing by name, in a root file system
@@ -25,14 +25,20 @@ import (
 	"wrenn/internal/vm"
 )
 
-// Name is the driver's.
-const Name = "qemu"
+// The names of the drivers. Neither restores the snapshots of the other, nor adopts
+// its machines.
+const (
+	Name    = "qemu"     // software emulation
+	NameKVM = "qemu-kvm" // with KVM
+)
 
 // Config says which QEMU to use.
 type Config struct {
 	// Path is qemu-system-x86_64.
 	Path string
-	// CodeMiB is how much translated code a machine keeps, MinCodeMiB to MaxCodeMiB;
+	// KVM makes it the driver NameKVM: guests run on the host's processor.
+	KVM bool
+	// CodeMiB is how much translated code an emulated machine keeps, MinCodeMiB to MaxCodeMiB;
 	// 0 is DefaultCodeMiB. When it is full QEMU discards all of it and starts again.
 	// It may differ between a machine and those restored from it.
 	CodeMiB int
@@ -51,13 +57,17 @@ const (
 // Driver makes machines. It is safe for concurrent use.
 type Driver struct {
 	path    string
-	codeMiB int
+	kvm     bool
+	codeMiB int // 0 with KVM, which translates no code
 	version version
-	tscKHz  int
-	images  *images
-	root    *launch.Root    // what VMMs see of the host's files
-	cgroups bool            // the host has cgroups that limit
-	runner  rollback.Runner // runs the steps of Start and Restore
+	// processor is the host's, if guests see it: with KVM.
+	processor string
+	features  []string // see hostFeatures
+	tscKHz    int
+	images    *images
+	root      *launch.Root    // what VMMs see of the host's files
+	cgroups   bool            // the host has cgroups that limit
+	runner    rollback.Runner // runs the steps of Start and Restore
 }
 
 var _ interface {
@@ -96,6 +106,11 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 		return nil, err
 	}
 	d := &Driver{path: root.ReadOnly[0], codeMiB: code, version: v, tscKHz: khz, images: newImages(), root: root, cgroups: launch.CgroupsLimit()}
+	if cfg.KVM {
+		if err := d.useKVM(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if d.cgroups {
 		if err := launch.SweepCgroups(); err != nil {
 			return nil, err
@@ -104,12 +119,25 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	return d, nil
 }
 
-// Name is "qemu".
-func (d *Driver) Name() string { return Name }
+// useKVM makes it the driver with KVM.
+func (d *Driver) useKVM(ctx context.Context) (err error) {
+	d.kvm, d.codeMiB, d.processor = true, 0, vm.HostProcessor()
+	d.root.Nodes = append(d.root.Nodes, kvmDevice)
+	d.features, err = hostFeatures(ctx, d.path)
+	return err
+}
 
-// Platform implements vm.Driver. The processor is QEMU's.
+// Name is "qemu" or "qemu-kvm".
+func (d *Driver) Name() string {
+	if d.kvm {
+		return NameKVM
+	}
+	return Name
+}
+
+// Platform implements vm.Driver. Under emulation the processor is QEMU's.
 func (d *Driver) Platform() wrenn.Platform {
-	return wrenn.Platform{Driver: Name, Version: d.version.String()}
+	return wrenn.Platform{Driver: d.Name(), Version: d.version.String(), Processor: d.processor}
 }
 
 // Start boots a new machine; see vm.Driver.
@@ -135,8 +163,8 @@ func (d *Driver) Restore(ctx context.Context, spec vm.Spec, dir string) (vm.Mach
 
 // Adopt takes over a machine of another process; see vm.Driver.
 func (d *Driver) Adopt(ctx context.Context, ref vm.Ref) (vm.Machine, error) {
-	if ref.Driver != Name {
-		return nil, wrenn.Errorf(wrenn.Invalid, "a machine of driver %q, not of QEMU", ref.Driver)
+	if ref.Driver != d.Name() {
+		return nil, wrenn.Errorf(wrenn.Invalid, "a machine of driver %q, not of %s", ref.Driver, d.Name())
 	}
 	proc, err := launch.Adopt(launch.Identity{PID: ref.PID, StartTime: ref.StartTime, BootID: ref.BootID})
 	if errors.Is(err, os.ErrProcessDone) {
@@ -156,13 +184,12 @@ func (d *Driver) Adopt(ctx context.Context, ref vm.Ref) (vm.Machine, error) {
 	return m, nil
 }
 
-// dead removes what a machine that has ended left, and returns NotFound.
+// dead removes what a machine that has ended left, and returns NotFound. What cannot be
+// removed is no reason to keep the sandbox: a cgroup that is left is removed when a
+// driver starts.
 func dead(ctx context.Context, ref vm.Ref, why error) error {
-	err := errors.Join(removeSocket(ref.Dir), launch.RemoveCgroup(ctx, ref.Private[refCgroup]))
-	if err != nil {
-		return err
-	}
-	return &wrenn.Error{Code: wrenn.NotFound, Message: "the machine has ended", Err: why}
+	left := errors.Join(removeSocket(ref.Dir), launch.RemoveCgroup(ctx, ref.Private[refCgroup]))
+	return &wrenn.Error{Code: wrenn.NotFound, Message: "the machine has ended", Err: errors.Join(why, left)}
 }
 
 // version is QEMU's, without the suffixes of distributions.

@@ -104,6 +104,109 @@ func TestCommandLineLeavesItsArgumentsAlone(t *testing.T) {
 	}
 }
 
+// With KVM the guest has the host's processor and KVM's clock, and the emulator's
+// options are left out. All else is the same.
+func TestKVMsCommandLine(t *testing.T) {
+	emulated, kvm := &Driver{version: version{7, 2}, codeMiB: 96, tscKHz: 2_600_000}, &Driver{version: version{7, 2}, kvm: true, tscKHz: 2_600_000}
+	line := strings.Join(append(kvm.hardware(testSpec), kvm.host("i0")...), " ")
+	for want, ok := range map[string]bool{"-cpu host,pmu=off,vmx=off,svm=off ": true, "-accel kvm,kernel-irqchip=split": true, "-sandbox on,": true, "tcg": false, "tb-size": false, "-cpu max": false} {
+		if strings.Contains(line, want) != ok {
+			t.Errorf("%q contains %q: want %t", line, want, ok)
+		}
+	}
+	guest := kvm.commandLine([]string{"root=/dev/vda"})
+	for want, ok := range map[string]bool{"root=/dev/vda ": true, "clocksource=kvm-clock": true, "reboot=t": true, "panic=-1": true, "tsc": false, "noreplace-smp": false} {
+		if strings.Contains(guest, want) != ok {
+			t.Errorf("%q contains %q: want %t", guest, want, ok)
+		}
+	}
+	others := func(d *Driver) []string {
+		return slices.DeleteFunc(d.hardware(testSpec), func(s string) bool { return slices.Contains(d.processorArgs(nil), s) })
+	}
+	if !slices.Equal(others(emulated), others(kvm)) {
+		t.Errorf("the devices differ: %q and %q", others(emulated), others(kvm))
+	}
+	if emulated.OverheadMiB() <= kvm.OverheadMiB() {
+		t.Error("KVM keeps translated code")
+	}
+}
+
+const hostModel = `{"return": {"model": {"name": "base", "props": {"sse2": true, "family": 23, "aes": true, "avx2": false, "vendor": "AuthenticAMD"}}}}`
+
+func TestParseFeatures(t *testing.T) {
+	messages := `{"QMP": {"version": {}}}` + "\n" + `{"return": {}}` + "\n" + hostModel + "\nnot JSON\n"
+	if got, err := parseFeatures([]byte(messages)); err != nil || !slices.Equal(got, []string{"aes", "sse2"}) {
+		t.Errorf("parseFeatures() = %q, %v", got, err)
+	}
+	for _, bad := range []string{"", "not JSON", `{"return": {}}`, `{"error": {"class": "GenericError", "desc": "CPU definition 'host' requires KVM"}}`} {
+		if got, err := parseFeatures([]byte(bad)); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
+			t.Errorf("parseFeatures(%q) = %q, %v; want FailedPrecondition", bad, got, err)
+		}
+	}
+}
+
+// A guest continues with the features that it has seen: others of the host are turned
+// off, and it is refused where one is missing.
+func TestFeaturesOfAProcessor(t *testing.T) {
+	d := &Driver{version: version{7, 2}, kvm: true, tscKHz: 2_600_000, processor: "p", features: []string{"aes", "avx2", "sse2"}}
+	man := d.manifest(testSpec)
+	man.Features = []string{"aes", "sse2"}
+	if err := man.fits(d.manifest(testSpec)); err != nil {
+		t.Error(err)
+	}
+	a := &assembly{d: d, spec: testSpec, snap: &snapshot{features: man.Features}}
+	if args := d.hardware(testSpec, a.lacks()...); !slices.Contains(args, "host,"+hidden+",avx2=off") {
+		t.Errorf("a restored guest would see another processor: %q", args)
+	}
+	var kept manifest
+	if err := json.Unmarshal([]byte(a.private()[refManifest]), &kept); err != nil || !slices.Equal(kept.Features, man.Features) {
+		t.Errorf("its own snapshots have the features %q, %v", kept.Features, err)
+	}
+	if booted := (&assembly{d: d, spec: testSpec}).lacks(); len(booted) > 0 {
+		t.Errorf("a guest that boots lacks %q", booted)
+	}
+	man.Features = append(man.Features, "avx512f")
+	if err := man.fits(d.manifest(testSpec)); wrenn.CodeOf(err) != wrenn.FailedPrecondition || !strings.Contains(err.Error(), "avx512f") {
+		t.Errorf("fits() = %v, want FailedPrecondition that names the feature", err)
+	}
+}
+
+func TestDriversAreTwo(t *testing.T) {
+	qemu := filepath.Join(t.TempDir(), "qemu")
+	script := "#!/bin/sh\ncase $1 in -machine) echo '" + hostModel + "';; *) echo QEMU emulator version 10.0.2;; esac\n"
+	if err := os.WriteFile(qemu, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, kvm := range map[string]bool{Name: false, NameKVM: true} {
+		d, err := New(t.Context(), Config{Path: qemu, KVM: kvm})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := d.Platform()
+		if d.Name() != name || p.Driver != name || p.Version != "10.0" || (p.Processor != "") != kvm || slices.Contains(d.features, "aes") != kvm {
+			t.Errorf("KVM %t: %s on %+v", kvm, d.Name(), p)
+		}
+		if slices.Contains(d.root.Nodes, kvmDevice) != kvm {
+			t.Errorf("%s: its VMMs have the devices %q", name, d.root.Nodes)
+		}
+		if _, err := d.Adopt(t.Context(), vm.Ref{Driver: Name + NameKVM}); wrenn.CodeOf(err) != wrenn.Invalid {
+			t.Errorf("%s adopts another driver's machine: %v", name, err)
+		}
+	}
+}
+
+// A machine that has ended is gone, also when something that it left cannot be removed.
+func TestAdoptTheDeadThatLeftSomething(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, socketName, "full"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	_, err := (&Driver{}).Adopt(t.Context(), vm.Ref{Driver: Name, Dir: dir, PID: os.Getpid(), BootID: "another boot"})
+	if wrenn.CodeOf(err) != wrenn.NotFound || !strings.Contains(err.Error(), socketName) {
+		t.Errorf("Adopt() = %v, want NotFound that names what is left", err)
+	}
+}
+
 func TestManifestFits(t *testing.T) {
 	d := &Driver{version: version{7, 2}, tscKHz: 2_600_000}
 	good := d.manifest(testSpec)
@@ -121,6 +224,8 @@ func TestManifestFits(t *testing.T) {
 		"hardware":     func(m *manifest) { m.Hardware = append(slices.Clone(m.Hardware), "-device", "x") },
 		"clock":        func(m *manifest) { m.TSCKHz = 2_602_000 },
 		"kernel":       func(m *manifest) { m.Kernel = "k2" },
+		"driver":       func(m *manifest) { m.Driver = NameKVM },
+		"processor":    func(m *manifest) { m.Processor = "AuthenticAMD 23 1 2" },
 	} {
 		other := good
 		change(&other)
@@ -128,6 +233,15 @@ func TestManifestFits(t *testing.T) {
 		if wrenn.CodeOf(err) != wrenn.FailedPrecondition || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: fits() = %v, want FailedPrecondition that names it", name, err)
 		}
+	}
+	older := good
+	older.Driver = "" // of an agent that had one driver of QEMU
+	if err := older.fits(good); err != nil {
+		t.Errorf("an older agent's snapshot: %v", err)
+	}
+	kvm := (&Driver{version: version{7, 2}, kvm: true, tscKHz: 2_600_000}).manifest(testSpec)
+	if err := older.fits(kvm); wrenn.CodeOf(err) != wrenn.FailedPrecondition || !strings.Contains(err.Error(), "qemu, not qemu-kvm") {
+		t.Errorf("an emulated machine on KVM: fits() = %v, want FailedPrecondition that names both", err)
 	}
 	calibrated := good
 	calibrated.TSCKHz += 500 // another boot of the same host

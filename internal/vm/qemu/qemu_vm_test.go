@@ -3,13 +3,11 @@
 package qemu
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"sync/atomic"
 	"testing"
 
@@ -31,24 +29,6 @@ const (
 
 func TestMain(m *testing.M) {
 	vmtest.Main(m, func() (vm.Driver, error) { return newDriver(context.Background()) })
-}
-
-// newDriver is of the QEMU that WRENN_TEST_QEMU names, or of the installed one.
-func newDriver(ctx context.Context) (*Driver, error) {
-	path, err := exec.LookPath(cmp.Or(os.Getenv("WRENN_TEST_QEMU"), "qemu-system-x86_64"))
-	if err != nil {
-		return nil, err
-	}
-	return New(ctx, Config{Path: path})
-}
-
-func testDriver(tb testing.TB) *Driver {
-	tb.Helper()
-	d, err := newDriver(tb.Context())
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return d
 }
 
 // testFile is the file that an environment variable names.
@@ -92,15 +72,25 @@ func harness(t *testing.T) vmtest.Harness {
 			t.Helper()
 			return vmtest.Envd(t, p, vmtest.EnvdConfig{Address: net.JoinHostPort(guestAddr, envdPort), PowerOff: "o"})
 		},
-		Elsewhere: vmtest.Elsewhere,
-		Kill:      vmtest.Kill,
-		Quiet:     true,
-		Kernel:    testKernel(t),
-		RootFS:    testFile(t, "WRENN_TEST_ROOTFS"),
-		VCPUs:     1,
-		MemoryMiB: 256,
-		UID:       64_200,
+		Elsewhere:   vmtest.Elsewhere,
+		Kill:        vmtest.Kill,
+		FillConsole: fillConsole(),
+		Quiet:       true,
+		Kernel:      testKernel(t),
+		RootFS:      testFile(t, "WRENN_TEST_ROOTFS"),
+		VCPUs:       1,
+		MemoryMiB:   256,
+		UID:         64_200,
 	}
+}
+
+// fillConsole is nil where the guest itself can fill the console: without KVM. On a KVM
+// that is emulated each byte costs it a millisecond.
+func fillConsole() func(*testing.T, vm.Ref) {
+	if os.Getenv(kvmEnv) == "1" {
+		return vmtest.FillConsole
+	}
+	return nil
 }
 
 func testKernel(tb testing.TB) vm.Kernel {

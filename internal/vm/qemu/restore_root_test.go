@@ -6,9 +6,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -20,10 +21,7 @@ import (
 // A restored machine has the lock on its disk that a booted one has, its VMM
 // complains of nothing, and its console is the guest's alone.
 func TestRestoredMachineIsQuietAndLocksItsDisk(t *testing.T) {
-	path, err := exec.LookPath("qemu-system-x86_64")
-	testkit.Must(t, err)
-	d, err := New(t.Context(), Config{Path: path})
-	testkit.Must(t, err)
+	d := testDriver(t)
 	booted, disk := startIdle(t, d, "")
 	wantLocked(t, disk)
 	testkit.Must(t, booted.Pause(t.Context()))
@@ -38,6 +36,33 @@ func TestRestoredMachineIsQuietAndLocksItsDisk(t *testing.T) {
 	}
 }
 
+// A guest that was restored sees the processor that it saw before, and nothing that the
+// host's, its kernel or its QEMU has gained since.
+func TestRestoredGuestKeepsItsProcessor(t *testing.T) {
+	d := testDriver(t)
+	booted, _ := startIdle(t, d, "")
+	testkit.Must(t, booted.Pause(t.Context()))
+	snapshot := t.TempDir()
+	testkit.Must(t, booted.Snapshot(t.Context(), snapshot))
+	var man manifest
+	path := filepath.Join(snapshot, manifestName)
+	testkit.Must(t, vm.ReadManifest(path, &man))
+	want := "-cpu\x00max\x00"
+	if d.kvm {
+		gained := man.Features[len(man.Features)-1] // as if the snapshot's host did not have it
+		man.Features = man.Features[:len(man.Features)-1]
+		want = "-cpu\x00host," + hidden + "," + gained + "=off\x00"
+		testkit.Must(t, os.Remove(path))
+		testkit.Must(t, vm.WriteManifest(path, man))
+	}
+	restored, _ := startIdle(t, d, snapshot)
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", restored.ref.PID))
+	testkit.Must(t, err)
+	if !strings.Contains(string(line), want) {
+		t.Errorf("the VMM of the restored guest was started with %q, want %q", line, want)
+	}
+}
+
 // startIdle starts a machine whose guest does nothing, or restores it, and
 // returns the path of its disk as well.
 func startIdle(tb testing.TB, d *Driver, snapshot string) (*machine, string) {
@@ -48,7 +73,7 @@ func startIdle(tb testing.TB, d *Driver, snapshot string) (*machine, string) {
 	disk, kernel := filepath.Join(tb.TempDir(), "disk"), filepath.Join(tb.TempDir(), "kernel")
 	testkit.Must(tb, os.WriteFile(disk, make([]byte, 1<<20), 0o600))
 	testkit.Must(tb, os.WriteFile(kernel, idleKernel(), 0o600))
-	spec := vm.Spec{ID: "quiet", Dir: dir, VCPUs: 1, MemoryMiB: 64, UID: 64_321, GID: 64_321, Kernel: vm.Kernel{Image: kernel}, Disks: []vm.Disk{{Path: disk}}}
+	spec := vm.Spec{ID: filepath.Base(dir), Dir: dir, VCPUs: 1, MemoryMiB: 64, UID: 64_321, GID: 64_321, Kernel: vm.Kernel{Image: kernel}, Disks: []vm.Disk{{Path: disk}}}
 	var m vm.Machine
 	if snapshot == "" {
 		m, err = d.Start(tb.Context(), spec)
@@ -106,10 +131,7 @@ func idleKernel() []byte {
 // BenchmarkIdle measures what it costs to launch a VMM, to restore a machine in it
 // and to stop it, with a guest that does nothing.
 func BenchmarkIdle(b *testing.B) {
-	path, err := exec.LookPath("qemu-system-x86_64")
-	testkit.Must(b, err)
-	d, err := New(b.Context(), Config{Path: path})
-	testkit.Must(b, err)
+	d := testDriver(b)
 	m, _ := startIdle(b, d, "")
 	testkit.Must(b, m.Pause(b.Context()))
 	snapshot := b.TempDir()

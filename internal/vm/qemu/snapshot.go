@@ -53,6 +53,13 @@ type manifest struct {
 	// QEMU is its version, major.minor: the form of the device state may change between
 	// versions, and microvm has no versions.
 	QEMU string `json:"qemu"`
+	// Driver is the driver's name; "" is Name, of older agents. KVM and the emulator have
+	// different states of the same devices.
+	Driver string `json:"driver,omitempty"`
+	// Processor is the host's, if the guest sees it.
+	Processor string `json:"processor,omitempty"`
+	// Features are those of the processor that the guest has seen, see hostFeatures.
+	Features []string `json:"features,omitempty"`
 	// TSCKHz is the rate of the guest's clock, which is the host's.
 	TSCKHz    int      `json:"tsc_khz"`
 	VCPUs     int      `json:"vcpus"`
@@ -60,8 +67,7 @@ type manifest struct {
 	Disks     []string `json:"disks"` // "rw" or "ro" each: a guest can see the difference
 	MAC       string   `json:"mac,omitempty"`
 	Hardware  []string `json:"hardware"`
-	// Kernel is the vm.Kernel.Digest of the guest's. The processor is QEMU's: it depends
-	// on the version, not on the host's processor.
+	// Kernel is the vm.Kernel.Digest of the guest's.
 	Kernel  string     `json:"kernel,omitempty"`
 	State   vm.FileSum `json:"state"`
 	Changes *changes   `json:"changes,omitempty"`
@@ -70,7 +76,7 @@ type manifest struct {
 // manifest returns the manifest of a machine of this driver.
 func (d *Driver) manifest(spec vm.Spec) manifest {
 	man := manifest{
-		Format: manifestFormat, QEMU: d.version.String(), TSCKHz: d.tscKHz,
+		Format: manifestFormat, QEMU: d.version.String(), Driver: d.Name(), Processor: d.processor, Features: d.features, TSCKHz: d.tscKHz,
 		VCPUs: spec.VCPUs, MemoryMiB: spec.MemoryMiB,
 		Hardware: d.hardware(spec), Kernel: spec.Kernel.Digest,
 	}
@@ -103,7 +109,9 @@ func (m manifest) fits(want manifest) error {
 		have, ask any
 	}{
 		{"format", m.Format, want.Format},
+		{"driver", cmp.Or(m.Driver, Name), want.Driver},
 		{"QEMU version", m.QEMU, want.QEMU},
+		{"processor", m.Processor, want.Processor},
 		{"vCPUs", m.VCPUs, want.VCPUs},
 		{"MiB of memory", m.MemoryMiB, want.MemoryMiB},
 		{"list of disks", fmt.Sprint(m.Disks), fmt.Sprint(want.Disks)},
@@ -113,6 +121,9 @@ func (m manifest) fits(want manifest) error {
 		if c.have != c.ask {
 			return wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot does not fit: its %s is %v, not %v", c.what, c.have, c.ask)
 		}
+	}
+	if lacks := without(m.Features, want.Features); len(lacks) > 0 {
+		return wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot does not fit: its guest uses features that this host's processor, kernel or QEMU does not have: %.200s", strings.Join(lacks, " "))
 	}
 	if want.Kernel != "" && m.Kernel != want.Kernel {
 		return wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot does not fit: its guest has the kernel %.80q, not %.80q", m.Kernel, want.Kernel)
@@ -127,7 +138,8 @@ func (m manifest) fits(want manifest) error {
 // its files sets the field to nil.
 type snapshot struct {
 	dir           string
-	kernel        string // see manifest
+	kernel        string   // see manifest
+	features      []string // see manifest
 	memory, state *os.File
 	changed       []run // where the memory differs from that of base; nil if unknown
 	base          fileID
@@ -155,7 +167,7 @@ func (d *Driver) openSnapshot(dir string, spec vm.Spec) (*snapshot, error) {
 	if err := man.fits(d.manifest(spec)); err != nil {
 		return nil, err
 	}
-	s := &snapshot{dir: dir, kernel: man.Kernel}
+	s := &snapshot{dir: dir, kernel: man.Kernel, features: man.Features}
 	s.memory, err = vm.OpenSized(filepath.Join(dir, privateName, memoryName), man.memorySize())
 	if err == nil {
 		s.state, err = man.State.Open(filepath.Join(dir, privateName, stateName))

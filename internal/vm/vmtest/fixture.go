@@ -119,6 +119,9 @@ func tempDir(t *testing.T, in string) string {
 func (s *suite) watch(t *testing.T, m vm.Machine, spec vm.Spec, guest Guest) *machine {
 	t.Helper()
 	t.Cleanup(func() {
+		if console, ok := m.(vm.ConsoleReader); ok && t.Failed() {
+			t.Logf("the console of %s: %q", spec.ID, console.Console())
+		}
 		if err := m.Stop(context.WithoutCancel(t.Context())); err != nil {
 			t.Errorf("Stop: %v", err)
 		}

@@ -37,6 +37,8 @@ type Agent struct {
 	Copy func(ctx context.Context, id string) error
 	// NoCheckpointForks makes it as a host that does not know copies of checkpoints.
 	NoCheckpointForks bool
+	// NoBuildPolicies makes it as a host whose builds follow no network policy.
+	NoBuildPolicies bool
 	// Sent, if set, is called with the size of each piece of output that was sent.
 	Sent func(n int)
 	// HasStore has the host fetch sandboxes.
@@ -92,13 +94,32 @@ func (a *Agent) with(ctx context.Context, method, id string, f func() error) err
 			return wire.ToConnect(err)
 		}
 	}
-	if err := a.locked(f); err != nil {
+	meant, err := meantEpoch(ctx)
+	if err == nil {
+		err = a.locked(func() error {
+			if b := a.sandboxes[id]; b != nil && meant != 0 && (b.info.SupersededBy != 0 || b.info.Epoch != 0 && b.info.Epoch != meant) {
+				return wrenn.Errorf(wrenn.Unavailable, "sandbox %s was moved: the call is for epoch %d, and this host has epoch %d", id, meant, b.info.Epoch)
+			}
+			return f()
+		})
+	}
+	if err != nil {
 		return wire.ToConnect(err)
 	}
 	if a.After != nil {
 		return wire.ToConnect(a.After(ctx, method, id))
 	}
 	return nil
+}
+
+// meantEpoch returns the epoch that a call names, 0 for none.
+func meantEpoch(ctx context.Context) (uint64, error) {
+	call, ok := connect.CallInfoForHandlerContext(ctx)
+	if !ok {
+		return 0, nil
+	}
+	epoch, err := hostwire.ParseEpochText(call.RequestHeader().Get(hostwire.EpochHeader))
+	return uint64(epoch), err
 }
 
 func (a *Agent) locked(f func() error) error {
@@ -171,7 +192,7 @@ func (a *Agent) CreateSandbox(ctx context.Context, req *hostagentv1.CreateSandbo
 			Vcpus: req.GetVcpus(), MemoryMb: req.GetMemoryMb(), TimeoutSec: req.GetTimeoutSec(), Version: 1,
 			CreatedAtUnix: time.Now().Unix(), LastActiveAtUnix: time.Now().Unix(),
 			OnTimeout: req.GetOnTimeout(), AutoResume: req.GetAutoResume(), NetworkPolicy: req.GetNetworkPolicy(),
-			SecretsTag: req.GetSecrets().GetTag(),
+			SecretsTag: req.GetSecrets().GetTag(), Epoch: req.GetEpoch(),
 		}, req.GetEnv())
 		a.sandboxes[id].secrets, a.sandboxes[id].team = req.GetSecrets().GetValues(), req.GetTeam()
 		return nil
@@ -224,7 +245,12 @@ func (a *Agent) PauseSandbox(ctx context.Context, req *hostagentv1.PauseSandboxR
 	}
 	_ = a.locked(func() error { a.pauses = append(a.pauses, req); return nil })
 	err := a.transition(ctx, "PauseSandbox", req.GetSandboxId(), hostagentv1.SandboxStatus_SANDBOX_STATUS_PAUSED)
-	_ = a.locked(func() error { a.paused(req); return nil })
+	_ = a.locked(func() error {
+		if err == nil {
+			a.paused(req)
+		}
+		return nil
+	})
 	a.Announce()
 	return &hostagentv1.PauseSandboxResponse{DiskOnly: req.GetDiskOnly()}, err
 }
@@ -236,6 +262,10 @@ func (a *Agent) paused(req *hostagentv1.PauseSandboxRequest) {
 		return
 	}
 	b.held = b.held || req.GetHold()
+	b.info.Epoch = cmp.Or(req.GetEpoch(), b.info.Epoch)
+	if b.info.SupersededBy = req.GetSupersededBy(); b.info.SupersededBy != 0 {
+		return
+	}
 	if a.Stores && b.info.StoredKey == "" {
 		b.info.StoredAt, b.info.StoredKey = timestamppb.Now(), fmt.Sprintf("teams/%s/snapshots/%s.%d", b.team, req.GetSandboxId(), b.info.Version)
 	}
@@ -256,6 +286,17 @@ func (a *Agent) Store(id wrenn.SandboxID, key string) {
 	})
 }
 
+// StoreCheckpoint shows a checkpoint of a sandbox as stored at key.
+func (a *Agent) StoreCheckpoint(id wrenn.SandboxID, cp wrenn.CheckpointID, key string) {
+	_ = a.locked(func() error { // never fails
+		if b := a.sandboxes[string(id)]; b != nil {
+			b.info.NewestStored = &hostagentv1.Checkpoint{Id: string(cp), StoredAt: timestamppb.Now(), StoredKey: key}
+		}
+		return nil
+	})
+	a.Announce()
+}
+
 // FetchSandbox makes a paused sandbox, if it has a store.
 func (a *Agent) FetchSandbox(ctx context.Context, req *hostagentv1.FetchSandboxRequest) (*hostagentv1.FetchSandboxResponse, error) {
 	err := a.with(ctx, "FetchSandbox", req.GetSandboxId(), func() error {
@@ -264,12 +305,13 @@ func (a *Agent) FetchSandbox(ctx context.Context, req *hostagentv1.FetchSandboxR
 		}
 		if b := a.sandboxes[req.GetSandboxId()]; b != nil {
 			if b.info.StoredKey == req.GetKey() {
+				b.info.Epoch = req.GetEpoch()
 				return nil
 			}
 			return wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s exists already on this host", req.GetSandboxId())
 		}
 		a.sandboxes[req.GetSandboxId()] = newSandbox(&hostagentv1.SandboxInfo{
-			SandboxId: req.GetSandboxId(), Status: hostagentv1.SandboxStatus_SANDBOX_STATUS_PAUSED, StoredAt: timestamppb.Now(), StoredKey: req.GetKey(),
+			SandboxId: req.GetSandboxId(), Status: hostagentv1.SandboxStatus_SANDBOX_STATUS_PAUSED, StoredAt: timestamppb.Now(), StoredKey: req.GetKey(), Epoch: req.GetEpoch(),
 		}, nil)
 		a.sandboxes[req.GetSandboxId()].team = req.GetTeam()
 		return nil
@@ -380,7 +422,7 @@ func copyOf(i *hostagentv1.SandboxInfo) *hostagentv1.SandboxInfo {
 		SandboxId: i.SandboxId, Status: i.Status, Template: i.Template, Vcpus: i.Vcpus, MemoryMb: i.MemoryMb, TimeoutSec: i.TimeoutSec,
 		CreatedAtUnix: i.CreatedAtUnix, LastActiveAtUnix: i.LastActiveAtUnix, Reason: i.Reason, Version: i.Version,
 		OnTimeout: i.OnTimeout, AutoResume: i.AutoResume, Unresponsive: i.Unresponsive, EndCause: i.EndCause,
-		StoredAt: i.StoredAt, StoredKey: i.StoredKey, NetworkPolicy: i.NetworkPolicy, SecretsTag: i.SecretsTag,
+		StoredAt: i.StoredAt, StoredKey: i.StoredKey, NetworkPolicy: i.NetworkPolicy, SecretsTag: i.SecretsTag, Epoch: i.Epoch, SupersededBy: i.SupersededBy, NewestStored: i.NewestStored,
 	}
 }
 
@@ -577,6 +619,17 @@ func (a *Agent) Sandboxes() map[wrenn.SandboxID]wrenn.ObservedState {
 		return nil
 	})
 	return out
+}
+
+// Epochs returns the epoch of a sandbox on this host, and the one that supersedes it.
+func (a *Agent) Epochs(id wrenn.SandboxID) (epoch, supersededBy wrenn.Epoch) {
+	_ = a.locked(func() error { // never fails
+		if b := a.sandboxes[string(id)]; b != nil {
+			epoch, supersededBy = wrenn.Epoch(b.info.Epoch), wrenn.Epoch(b.info.SupersededBy)
+		}
+		return nil
+	})
+	return epoch, supersededBy
 }
 
 // Timeout returns a sandbox's timeout on the host.

@@ -85,6 +85,12 @@ type Journal struct {
 	// Stored is what is in the snapshot store, if it is that of Snapshot.
 	Stored  *Stored  `json:"stored,omitempty"`
 	Verdict *Verdict `json:"verdict,omitempty"` // why the sandbox ends or has ended
+	// Epoch is that of its placement on this host; 0 is not known.
+	Epoch wrenn.Epoch `json:"epoch,omitempty"`
+	// CheckpointEvery is how often a checkpoint is made of it, in ns; 0 is never.
+	CheckpointEvery time.Duration `json:"checkpoint_every,omitempty"`
+	// SupersededBy is the epoch of a later placement, on another host; 0 is none.
+	SupersededBy wrenn.Epoch `json:"superseded_by,omitempty"`
 
 	path string
 }
@@ -162,11 +168,21 @@ func Read(dir string) (*Journal, error) {
 
 // Portable returns the journal of a paused sandbox as another host can use it: without
 // the checkpoints that are not stored and what else only this host has.
-func (j *Journal) Portable() ([]byte, error) {
+func (j *Journal) Portable() ([]byte, error) { return j.portable("") }
+
+// PortableAt returns the journal of the sandbox as it was at a checkpoint, as that of a
+// paused one that another host can use.
+func (j *Journal) PortableAt(id wrenn.CheckpointID) ([]byte, error) {
+	return j.With(func(j *Journal) { j.Step, j.Snapshot, j.Head, j.Verdict = StepPaused, string(id), id, nil }).portable(id)
+}
+
+// portable is Portable, with the checkpoint keep also if that is not stored yet.
+func (j *Journal) portable(keep wrenn.CheckpointID) ([]byte, error) {
 	return j.With(func(j *Journal) {
 		j.Instance, j.Other, j.Stored, j.Frozen, j.Held = nil, nil, nil, false, false
+		j.Epoch, j.SupersededBy = 0, 0
 		for i, c := range slices.Backward(j.Checkpoints) {
-			if c.Stored.Key == "" {
+			if c.Stored.Key == "" && c.ID != keep {
 				j.DeleteCheckpoint(i)
 			}
 		}
@@ -241,6 +257,16 @@ func (j *Journal) Snapshots() (ids []string) {
 // Instances returns those of Instance and Other that exist.
 func (j *Journal) Instances() []*Instance {
 	return slices.DeleteFunc([]*Instance{j.Instance, j.Other}, func(i *Instance) bool { return i == nil })
+}
+
+// NewestStored returns the newest checkpoint that is stored, nil for none. It is not changed.
+func (j *Journal) NewestStored() *wrenn.Checkpoint {
+	for i := range slices.Backward(j.Checkpoints) {
+		if c := &j.Checkpoints[i]; c.Stored.Key != "" {
+			return c
+		}
+	}
+	return nil
 }
 
 // Checkpoint returns the index of the checkpoint, or -1.

@@ -794,9 +794,14 @@ type CreateSandboxRequest struct {
 	// Who owns what is stored of the sandbox; empty: it is not stored.
 	Team string `protobuf:"bytes,80,opt,name=team,proto3" json:"team,omitempty"`
 	// Where the template is stored, of the team: a host that does not have it fetches it.
-	TemplateKey   string `protobuf:"bytes,130,opt,name=template_key,json=templateKey,proto3" json:"template_key,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	TemplateKey string `protobuf:"bytes,130,opt,name=template_key,json=templateKey,proto3" json:"template_key,omitempty"`
+	// Of this placement.
+	Epoch uint64 `protobuf:"varint,160,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// How often a checkpoint of the sandbox is made while it is used, in seconds; 0 is never.
+	// Of these the newest two are kept.
+	CheckpointEverySec uint32 `protobuf:"varint,161,opt,name=checkpoint_every_sec,json=checkpointEverySec,proto3" json:"checkpoint_every_sec,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *CreateSandboxRequest) Reset() {
@@ -948,13 +953,29 @@ func (x *CreateSandboxRequest) GetTemplateKey() string {
 	return ""
 }
 
+func (x *CreateSandboxRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *CreateSandboxRequest) GetCheckpointEverySec() uint32 {
+	if x != nil {
+		return x.CheckpointEverySec
+	}
+	return 0
+}
+
 type FetchSandboxRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
 	// As in CreateSandboxRequest.
 	Team string `protobuf:"bytes,2,opt,name=team,proto3" json:"team,omitempty"`
 	// SandboxInfo.stored_key.
-	Key           string `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	Key string `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	// Of this placement, also of a sandbox that was fetched before.
+	Epoch         uint64 `protobuf:"varint,160,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1008,6 +1029,13 @@ func (x *FetchSandboxRequest) GetKey() string {
 		return x.Key
 	}
 	return ""
+}
+
+func (x *FetchSandboxRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
 }
 
 type FetchSandboxResponse struct {
@@ -2706,7 +2734,10 @@ type BuildTemplateRequest struct {
 	MinFreeDiskMb uint32 `protobuf:"varint,51,opt,name=min_free_disk_mb,json=minFreeDiskMb,proto3" json:"min_free_disk_mb,omitempty"`
 	MaxDiskMb     uint32 `protobuf:"varint,52,opt,name=max_disk_mb,json=maxDiskMb,proto3" json:"max_disk_mb,omitempty"`
 	// Where base_generation is stored, as template_key of CreateSandboxRequest.
-	BaseKey       string `protobuf:"bytes,130,opt,name=base_key,json=baseKey,proto3" json:"base_key,omitempty"`
+	BaseKey string `protobuf:"bytes,130,opt,name=base_key,json=baseKey,proto3" json:"base_key,omitempty"`
+	// What the guest reaches in which the steps and commands run; absent is everything.
+	// Images come from registries that the host reaches, whatever it says.
+	NetworkPolicy *NetworkPolicy `protobuf:"bytes,195,opt,name=network_policy,json=networkPolicy,proto3" json:"network_policy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2901,6 +2932,13 @@ func (x *BuildTemplateRequest) GetBaseKey() string {
 		return x.BaseKey
 	}
 	return ""
+}
+
+func (x *BuildTemplateRequest) GetNetworkPolicy() *NetworkPolicy {
+	if x != nil {
+		return x.NetworkPolicy
+	}
+	return nil
 }
 
 type isBuildTemplateRequest_Source interface {
@@ -3467,9 +3505,11 @@ type TemplateBuilt struct {
 	// Sandboxes boot from it: there is no memory.
 	DiskOnly bool `protobuf:"varint,45,opt,name=disk_only,json=diskOnly,proto3" json:"disk_only,omitempty"`
 	// The size of the disk.
-	DiskMb        uint32 `protobuf:"varint,50,opt,name=disk_mb,json=diskMb,proto3" json:"disk_mb,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	DiskMb uint32 `protobuf:"varint,50,opt,name=disk_mb,json=diskMb,proto3" json:"disk_mb,omitempty"`
+	// The request's network_policy was followed, if it had one.
+	PolicyFollowed bool `protobuf:"varint,195,opt,name=policy_followed,json=policyFollowed,proto3" json:"policy_followed,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *TemplateBuilt) Reset() {
@@ -3549,6 +3589,13 @@ func (x *TemplateBuilt) GetDiskMb() uint32 {
 		return x.DiskMb
 	}
 	return 0
+}
+
+func (x *TemplateBuilt) GetPolicyFollowed() bool {
+	if x != nil {
+		return x.PolicyFollowed
+	}
+	return false
 }
 
 type DeleteTemplateRequest struct {
@@ -3962,7 +4009,13 @@ type PauseSandboxRequest struct {
 	IfAble bool `protobuf:"varint,46,opt,name=if_able,json=ifAble,proto3" json:"if_able,omitempty"`
 	// It stays paused until ResumeSandbox: its use does not resume it. One that is
 	// paused already is held as well.
-	Hold          bool `protobuf:"varint,105,opt,name=hold,proto3" json:"hold,omitempty"`
+	Hold bool `protobuf:"varint,105,opt,name=hold,proto3" json:"hold,omitempty"`
+	// The epoch that the sandbox has here from now on; 0 leaves it. Nothing supersedes it
+	// any more.
+	Epoch uint64 `protobuf:"varint,160,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// The epoch of a later placement on another host: from now on calls that name an epoch
+	// are refused, whichever. 0 is none.
+	SupersededBy  uint64 `protobuf:"varint,161,opt,name=superseded_by,json=supersededBy,proto3" json:"superseded_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4030,6 +4083,20 @@ func (x *PauseSandboxRequest) GetHold() bool {
 		return x.Hold
 	}
 	return false
+}
+
+func (x *PauseSandboxRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *PauseSandboxRequest) GetSupersededBy() uint64 {
+	if x != nil {
+		return x.SupersededBy
+	}
+	return 0
 }
 
 type PauseSandboxResponse struct {
@@ -4192,7 +4259,9 @@ type ForkSandboxRequest struct {
 	// As in CreateSandboxRequest, by the copies' ids.
 	AccessTokens map[string]string `protobuf:"bytes,3,rep,name=access_tokens,json=accessTokens,proto3" json:"access_tokens,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Of which of its checkpoints they are copies; empty is its state now.
-	CheckpointId  string `protobuf:"bytes,115,opt,name=checkpoint_id,json=checkpointId,proto3" json:"checkpoint_id,omitempty"`
+	CheckpointId string `protobuf:"bytes,115,opt,name=checkpoint_id,json=checkpointId,proto3" json:"checkpoint_id,omitempty"`
+	// Of the placements of the copies.
+	Epoch         uint64 `protobuf:"varint,160,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4253,6 +4322,13 @@ func (x *ForkSandboxRequest) GetCheckpointId() string {
 		return x.CheckpointId
 	}
 	return ""
+}
+
+func (x *ForkSandboxRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
 }
 
 type ForkSandboxResponse struct {
@@ -4384,7 +4460,9 @@ type Checkpoint struct {
 	// Since when it is in the snapshot store as well; absent while it is not.
 	StoredAt *timestamppb.Timestamp `protobuf:"bytes,130,opt,name=stored_at,json=storedAt,proto3" json:"stored_at,omitempty"`
 	// Where.
-	StoredKey     string `protobuf:"bytes,131,opt,name=stored_key,json=storedKey,proto3" json:"stored_key,omitempty"`
+	StoredKey string `protobuf:"bytes,131,opt,name=stored_key,json=storedKey,proto3" json:"stored_key,omitempty"`
+	// It was made by checkpoint_every_sec.
+	Automatic     bool `protobuf:"varint,160,opt,name=automatic,proto3" json:"automatic,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4466,6 +4544,13 @@ func (x *Checkpoint) GetStoredKey() string {
 		return x.StoredKey
 	}
 	return ""
+}
+
+func (x *Checkpoint) GetAutomatic() bool {
+	if x != nil {
+		return x.Automatic
+	}
+	return false
 }
 
 type CreateCheckpointRequest struct {
@@ -5834,8 +5919,14 @@ type SandboxInfo struct {
 	SecretsTag string `protobuf:"bytes,100,opt,name=secrets_tag,json=secretsTag,proto3" json:"secrets_tag,omitempty"`
 	// Since when what is paused is in the snapshot store as well, and where; absent while
 	// it is not, and while the sandbox runs.
-	StoredAt      *timestamppb.Timestamp `protobuf:"bytes,80,opt,name=stored_at,json=storedAt,proto3" json:"stored_at,omitempty"`
-	StoredKey     string                 `protobuf:"bytes,81,opt,name=stored_key,json=storedKey,proto3" json:"stored_key,omitempty"`
+	StoredAt  *timestamppb.Timestamp `protobuf:"bytes,80,opt,name=stored_at,json=storedAt,proto3" json:"stored_at,omitempty"`
+	StoredKey string                 `protobuf:"bytes,81,opt,name=stored_key,json=storedKey,proto3" json:"stored_key,omitempty"`
+	// Of its placement; 0 is not known.
+	Epoch uint64 `protobuf:"varint,160,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// As in PauseSandboxRequest.
+	SupersededBy uint64 `protobuf:"varint,161,opt,name=superseded_by,json=supersededBy,proto3" json:"superseded_by,omitempty"`
+	// The newest checkpoint that is in the snapshot store; absent for none.
+	NewestStored  *Checkpoint `protobuf:"bytes,162,opt,name=newest_stored,json=newestStored,proto3" json:"newest_stored,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6015,6 +6106,27 @@ func (x *SandboxInfo) GetStoredKey() string {
 		return x.StoredKey
 	}
 	return ""
+}
+
+func (x *SandboxInfo) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *SandboxInfo) GetSupersededBy() uint64 {
+	if x != nil {
+		return x.SupersededBy
+	}
+	return 0
+}
+
+func (x *SandboxInfo) GetNewestStored() *Checkpoint {
+	if x != nil {
+		return x.NewestStored
+	}
+	return nil
 }
 
 // A guest whose agent does not answer. Calls that need it are refused as
@@ -7831,7 +7943,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\fdisk_mb_free\x18\x06 \x01(\x04R\n" +
 	"diskMbFree\x12\x19\n" +
 	"\bdisks_mb\x182 \x01(\x04R\adisksMb\x12\"\n" +
-	"\rdisks_mb_used\x183 \x01(\x04R\vdisksMbUsed\"\xe3\x05\n" +
+	"\rdisks_mb_used\x183 \x01(\x04R\vdisksMbUsed\"\xad\x06\n" +
 	"\x14CreateSandboxRequest\x12\x1a\n" +
 	"\btemplate\x18\x01 \x01(\tR\btemplate\x12\x14\n" +
 	"\x05vcpus\x18\x02 \x01(\rR\x05vcpus\x12\x1b\n" +
@@ -7856,15 +7968,18 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x0enetwork_policy\x18\f \x01(\v2\x1b.hostagent.v1.NetworkPolicyR\rnetworkPolicy\x124\n" +
 	"\asecrets\x18d \x01(\v2\x1a.hostagent.v1.SecretValuesR\asecrets\x12\x12\n" +
 	"\x04team\x18P \x01(\tR\x04team\x12\"\n" +
-	"\ftemplate_key\x18\x82\x01 \x01(\tR\vtemplateKey\x1a6\n" +
+	"\ftemplate_key\x18\x82\x01 \x01(\tR\vtemplateKey\x12\x15\n" +
+	"\x05epoch\x18\xa0\x01 \x01(\x04R\x05epoch\x121\n" +
+	"\x14checkpoint_every_sec\x18\xa1\x01 \x01(\rR\x12checkpointEverySec\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"Z\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"q\n" +
 	"\x13FetchSandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x12\n" +
 	"\x04team\x18\x02 \x01(\tR\x04team\x12\x10\n" +
-	"\x03key\x18\x03 \x01(\tR\x03key\"\x16\n" +
+	"\x03key\x18\x03 \x01(\tR\x03key\x12\x15\n" +
+	"\x05epoch\x18\xa0\x01 \x01(\x04R\x05epoch\"\x16\n" +
 	"\x14FetchSandboxResponse\"\x9c\x02\n" +
 	"\rNetworkPolicy\x12&\n" +
 	"\x0fdeny_by_default\x18\x01 \x01(\bR\rdenyByDefault\x12\x14\n" +
@@ -7990,7 +8105,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x14StartSandboxResponse\x12\x1a\n" +
 	"\awaiting\x18\x01 \x01(\tH\x00R\awaiting\x12?\n" +
 	"\astarted\x18\x02 \x01(\v2#.hostagent.v1.CreateSandboxResponseH\x00R\astartedB\a\n" +
-	"\x05event\"\x99\x06\n" +
+	"\x05event\"\xde\x06\n" +
 	"\x14BuildTemplateRequest\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\tR\n" +
@@ -8016,7 +8131,8 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\adisk_mb\x182 \x01(\rR\x06diskMb\x12'\n" +
 	"\x10min_free_disk_mb\x183 \x01(\rR\rminFreeDiskMb\x12\x1e\n" +
 	"\vmax_disk_mb\x184 \x01(\rR\tmaxDiskMb\x12\x1a\n" +
-	"\bbase_key\x18\x82\x01 \x01(\tR\abaseKey\x1a6\n" +
+	"\bbase_key\x18\x82\x01 \x01(\tR\abaseKey\x12C\n" +
+	"\x0enetwork_policy\x18\xc3\x01 \x01(\v2\x1b.hostagent.v1.NetworkPolicyR\rnetworkPolicy\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\b\n" +
@@ -8049,7 +8165,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x04done\x18\x02 \x01(\v2\x1b.hostagent.v1.TemplateBuiltH\x00R\x04done\x12\x1e\n" +
 	"\tkeepalive\x18\x03 \x01(\bH\x00R\tkeepalive\x12\x14\n" +
 	"\x04step\x18\x04 \x01(\tH\x00R\x04stepB\a\n" +
-	"\x05event\"\x9f\x02\n" +
+	"\x05event\"\xc9\x02\n" +
 	"\rTemplateBuilt\x12\x14\n" +
 	"\x05vcpus\x18\x01 \x01(\rR\x05vcpus\x12\x1b\n" +
 	"\tmemory_mb\x18\x02 \x01(\rR\bmemoryMb\x12\x1d\n" +
@@ -8058,7 +8174,8 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x03env\x18\x04 \x03(\v2$.hostagent.v1.TemplateBuilt.EnvEntryR\x03env\x12\x16\n" +
 	"\x06digest\x18\x05 \x01(\tR\x06digest\x12\x1b\n" +
 	"\tdisk_only\x18- \x01(\bR\bdiskOnly\x12\x17\n" +
-	"\adisk_mb\x182 \x01(\rR\x06diskMb\x1a6\n" +
+	"\adisk_mb\x182 \x01(\rR\x06diskMb\x12(\n" +
+	"\x0fpolicy_followed\x18\xc3\x01 \x01(\bR\x0epolicyFollowed\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"L\n" +
@@ -8088,14 +8205,16 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x15DestroySandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"\x18\n" +
-	"\x16DestroySandboxResponse\"\x94\x01\n" +
+	"\x16DestroySandboxResponse\"\xd1\x01\n" +
 	"\x13PauseSandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\x12\x1b\n" +
 	"\tdisk_only\x18- \x01(\bR\bdiskOnly\x12\x17\n" +
 	"\aif_able\x18. \x01(\bR\x06ifAble\x12\x12\n" +
-	"\x04hold\x18i \x01(\bR\x04hold\"3\n" +
+	"\x04hold\x18i \x01(\bR\x04hold\x12\x15\n" +
+	"\x05epoch\x18\xa0\x01 \x01(\x04R\x05epoch\x12$\n" +
+	"\rsuperseded_by\x18\xa1\x01 \x01(\x04R\fsupersededBy\"3\n" +
 	"\x14PauseSandboxResponse\x12\x1b\n" +
 	"\tdisk_only\x18- \x01(\bR\bdiskOnly\"l\n" +
 	"\x14ResumeSandboxRequest\x12\x1d\n" +
@@ -8104,13 +8223,14 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\faccess_token\x18\x02 \x01(\tR\vaccessToken\x12\x12\n" +
 	"\x04boot\x18- \x01(\bR\x04boot\"+\n" +
 	"\x15ResumeSandboxResponse\x12\x12\n" +
-	"\x04boot\x18- \x01(\bR\x04boot\"\x8b\x02\n" +
+	"\x04boot\x18- \x01(\bR\x04boot\"\xa2\x02\n" +
 	"\x12ForkSandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x17\n" +
 	"\anew_ids\x18\x02 \x03(\tR\x06newIds\x12W\n" +
 	"\raccess_tokens\x18\x03 \x03(\v22.hostagent.v1.ForkSandboxRequest.AccessTokensEntryR\faccessTokens\x12#\n" +
-	"\rcheckpoint_id\x18s \x01(\tR\fcheckpointId\x1a?\n" +
+	"\rcheckpoint_id\x18s \x01(\tR\fcheckpointId\x12\x15\n" +
+	"\x05epoch\x18\xa0\x01 \x01(\x04R\x05epoch\x1a?\n" +
 	"\x11AccessTokensEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"n\n" +
@@ -8122,7 +8242,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\tR\x04code\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\xee\x01\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\x8d\x02\n" +
 	"\n" +
 	"Checkpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
@@ -8133,7 +8253,8 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"size_bytes\x18\x05 \x01(\x04R\tsizeBytes\x128\n" +
 	"\tstored_at\x18\x82\x01 \x01(\v2\x1a.google.protobuf.TimestampR\bstoredAt\x12\x1e\n" +
 	"\n" +
-	"stored_key\x18\x83\x01 \x01(\tR\tstoredKey\"q\n" +
+	"stored_key\x18\x83\x01 \x01(\tR\tstoredKey\x12\x1d\n" +
+	"\tautomatic\x18\xa0\x01 \x01(\bR\tautomatic\"q\n" +
 	"\x17CreateCheckpointRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12#\n" +
@@ -8234,7 +8355,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x15ListSandboxesResponse\x127\n" +
 	"\tsandboxes\x18\x01 \x03(\v2\x19.hostagent.v1.SandboxInfoR\tsandboxes\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x125\n" +
-	"\btaken_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\atakenAt\"\xc2\x06\n" +
+	"\btaken_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\atakenAt\"\xbf\a\n" +
 	"\vSandboxInfo\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x123\n" +
@@ -8263,7 +8384,10 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"secretsTag\x127\n" +
 	"\tstored_at\x18P \x01(\v2\x1a.google.protobuf.TimestampR\bstoredAt\x12\x1d\n" +
 	"\n" +
-	"stored_key\x18Q \x01(\tR\tstoredKey\"X\n" +
+	"stored_key\x18Q \x01(\tR\tstoredKey\x12\x15\n" +
+	"\x05epoch\x18\xa0\x01 \x01(\x04R\x05epoch\x12$\n" +
+	"\rsuperseded_by\x18\xa1\x01 \x01(\x04R\fsupersededBy\x12>\n" +
+	"\rnewest_stored\x18\xa2\x01 \x01(\v2\x18.hostagent.v1.CheckpointR\fnewestStored\"X\n" +
 	"\fUnresponsive\x120\n" +
 	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x17\n" +
@@ -8653,136 +8777,138 @@ var file_v1_hostagent_proto_depIdxs = []int32{
 	48,  // 27: hostagent.v1.BuildTemplateRequest.container:type_name -> hostagent.v1.ContainerImage
 	119, // 28: hostagent.v1.BuildTemplateRequest.env:type_name -> hostagent.v1.BuildTemplateRequest.EnvEntry
 	42,  // 29: hostagent.v1.BuildTemplateRequest.steps:type_name -> hostagent.v1.BuildStep
-	44,  // 30: hostagent.v1.PutBuildFilesRequest.files:type_name -> hostagent.v1.BuildFiles
-	44,  // 31: hostagent.v1.FindBuildFilesRequest.files:type_name -> hostagent.v1.BuildFiles
-	50,  // 32: hostagent.v1.BuildTemplateResponse.done:type_name -> hostagent.v1.TemplateBuilt
-	120, // 33: hostagent.v1.TemplateBuilt.env:type_name -> hostagent.v1.TemplateBuilt.EnvEntry
-	55,  // 34: hostagent.v1.ListTemplatesResponse.stored:type_name -> hostagent.v1.StoredTemplate
-	124, // 35: hostagent.v1.StoredTemplate.at:type_name -> google.protobuf.Timestamp
-	1,   // 36: hostagent.v1.CreateSandboxResponse.status:type_name -> hostagent.v1.SandboxStatus
-	14,  // 37: hostagent.v1.CreateSandboxResponse.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	121, // 38: hostagent.v1.ForkSandboxRequest.access_tokens:type_name -> hostagent.v1.ForkSandboxRequest.AccessTokensEntry
-	65,  // 39: hostagent.v1.ForkSandboxResponse.results:type_name -> hostagent.v1.ForkResult
-	124, // 40: hostagent.v1.Checkpoint.stored_at:type_name -> google.protobuf.Timestamp
-	66,  // 41: hostagent.v1.CreateCheckpointResponse.checkpoint:type_name -> hostagent.v1.Checkpoint
-	66,  // 42: hostagent.v1.ListCheckpointsResponse.checkpoints:type_name -> hostagent.v1.Checkpoint
-	14,  // 43: hostagent.v1.SetNetworkPolicyRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	19,  // 44: hostagent.v1.SetNetworkPolicyRequest.secrets:type_name -> hostagent.v1.SecretValues
-	81,  // 45: hostagent.v1.ReadEgressResponse.events:type_name -> hostagent.v1.EgressEvent
-	84,  // 46: hostagent.v1.ExplainEgressResponse.addresses:type_name -> hostagent.v1.EgressAddress
-	87,  // 47: hostagent.v1.ReadMetricsResponse.samples:type_name -> hostagent.v1.MetricsSample
-	90,  // 48: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.SandboxInfo
-	124, // 49: hostagent.v1.ListSandboxesResponse.taken_at:type_name -> google.protobuf.Timestamp
-	1,   // 50: hostagent.v1.SandboxInfo.status:type_name -> hostagent.v1.SandboxStatus
-	0,   // 51: hostagent.v1.SandboxInfo.on_timeout:type_name -> hostagent.v1.OnTimeout
-	14,  // 52: hostagent.v1.SandboxInfo.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	91,  // 53: hostagent.v1.SandboxInfo.unresponsive:type_name -> hostagent.v1.Unresponsive
-	2,   // 54: hostagent.v1.SandboxInfo.end_cause:type_name -> hostagent.v1.EndCause
-	124, // 55: hostagent.v1.SandboxInfo.stored_at:type_name -> google.protobuf.Timestamp
-	124, // 56: hostagent.v1.Unresponsive.since:type_name -> google.protobuf.Timestamp
-	122, // 57: hostagent.v1.ExecRequest.env:type_name -> hostagent.v1.ExecRequest.EnvEntry
-	3,   // 58: hostagent.v1.ExecResponse.reason:type_name -> hostagent.v1.ExecEndReason
-	123, // 59: hostagent.v1.ExecStart.env:type_name -> hostagent.v1.ExecStart.EnvEntry
-	98,  // 60: hostagent.v1.ExecStart.pty:type_name -> hostagent.v1.TerminalSize
-	96,  // 61: hostagent.v1.ExecStreamRequest.start:type_name -> hostagent.v1.ExecStart
-	97,  // 62: hostagent.v1.ExecStreamRequest.attach:type_name -> hostagent.v1.ExecAttach
-	98,  // 63: hostagent.v1.ExecStreamRequest.resize:type_name -> hostagent.v1.TerminalSize
-	4,   // 64: hostagent.v1.ExecStreamRequest.signal:type_name -> hostagent.v1.Signal
-	101, // 65: hostagent.v1.ExecStreamResponse.started:type_name -> hostagent.v1.ExecStarted
-	102, // 66: hostagent.v1.ExecStreamResponse.exit:type_name -> hostagent.v1.ExecExit
-	3,   // 67: hostagent.v1.ExecExit.reason:type_name -> hostagent.v1.ExecEndReason
-	4,   // 68: hostagent.v1.SignalProcessRequest.signal:type_name -> hostagent.v1.Signal
-	110, // 69: hostagent.v1.WriteFileStreamRequest.meta:type_name -> hostagent.v1.WriteFileMeta
-	38,  // 70: hostagent.v1.WriteFileStreamRequest.volume:type_name -> hostagent.v1.WriteVolumeFileMeta
-	7,   // 71: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
-	11,  // 72: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
-	11,  // 73: hostagent.v1.HostAgentService.StartSandbox:input_type -> hostagent.v1.CreateSandboxRequest
-	57,  // 74: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
-	59,  // 75: hostagent.v1.HostAgentService.PauseSandbox:input_type -> hostagent.v1.PauseSandboxRequest
-	61,  // 76: hostagent.v1.HostAgentService.ResumeSandbox:input_type -> hostagent.v1.ResumeSandboxRequest
-	12,  // 77: hostagent.v1.HostAgentService.FetchSandbox:input_type -> hostagent.v1.FetchSandboxRequest
-	88,  // 78: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
-	92,  // 79: hostagent.v1.HostAgentService.WatchSandboxes:input_type -> hostagent.v1.WatchSandboxesRequest
-	63,  // 80: hostagent.v1.HostAgentService.ForkSandbox:input_type -> hostagent.v1.ForkSandboxRequest
-	67,  // 81: hostagent.v1.HostAgentService.CreateCheckpoint:input_type -> hostagent.v1.CreateCheckpointRequest
-	69,  // 82: hostagent.v1.HostAgentService.ListCheckpoints:input_type -> hostagent.v1.ListCheckpointsRequest
-	71,  // 83: hostagent.v1.HostAgentService.RestoreCheckpoint:input_type -> hostagent.v1.RestoreCheckpointRequest
-	73,  // 84: hostagent.v1.HostAgentService.DeleteCheckpoint:input_type -> hostagent.v1.DeleteCheckpointRequest
-	75,  // 85: hostagent.v1.HostAgentService.ExtendSandbox:input_type -> hostagent.v1.ExtendSandboxRequest
-	77,  // 86: hostagent.v1.HostAgentService.SetNetworkPolicy:input_type -> hostagent.v1.SetNetworkPolicyRequest
-	85,  // 87: hostagent.v1.HostAgentService.ReadMetrics:input_type -> hostagent.v1.ReadMetricsRequest
-	79,  // 88: hostagent.v1.HostAgentService.ReadEgress:input_type -> hostagent.v1.ReadEgressRequest
-	82,  // 89: hostagent.v1.HostAgentService.ExplainEgress:input_type -> hostagent.v1.ExplainEgressRequest
-	41,  // 90: hostagent.v1.HostAgentService.BuildTemplate:input_type -> hostagent.v1.BuildTemplateRequest
-	51,  // 91: hostagent.v1.HostAgentService.DeleteTemplate:input_type -> hostagent.v1.DeleteTemplateRequest
-	53,  // 92: hostagent.v1.HostAgentService.ListTemplates:input_type -> hostagent.v1.ListTemplatesRequest
-	43,  // 93: hostagent.v1.HostAgentService.PutBuildFiles:input_type -> hostagent.v1.PutBuildFilesRequest
-	46,  // 94: hostagent.v1.HostAgentService.FindBuildFiles:input_type -> hostagent.v1.FindBuildFilesRequest
-	21,  // 95: hostagent.v1.HostAgentService.CreateVolume:input_type -> hostagent.v1.CreateVolumeRequest
-	23,  // 96: hostagent.v1.HostAgentService.DeleteVolume:input_type -> hostagent.v1.DeleteVolumeRequest
-	27,  // 97: hostagent.v1.HostAgentService.StatVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
-	29,  // 98: hostagent.v1.HostAgentService.ListVolumeFiles:input_type -> hostagent.v1.ListVolumeFilesRequest
-	31,  // 99: hostagent.v1.HostAgentService.MakeVolumeDirectory:input_type -> hostagent.v1.MakeVolumeDirectoryRequest
-	33,  // 100: hostagent.v1.HostAgentService.SetVolumeFile:input_type -> hostagent.v1.SetVolumeFileRequest
-	35,  // 101: hostagent.v1.HostAgentService.RenameVolumeFile:input_type -> hostagent.v1.RenameVolumeFileRequest
-	27,  // 102: hostagent.v1.HostAgentService.RemoveVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
-	27,  // 103: hostagent.v1.HostAgentService.ReadVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
-	109, // 104: hostagent.v1.HostAgentService.WriteVolumeFile:input_type -> hostagent.v1.WriteFileStreamRequest
-	94,  // 105: hostagent.v1.HostAgentService.Exec:input_type -> hostagent.v1.ExecRequest
-	99,  // 106: hostagent.v1.HostAgentService.ExecStream:input_type -> hostagent.v1.ExecStreamRequest
-	103, // 107: hostagent.v1.HostAgentService.SignalProcess:input_type -> hostagent.v1.SignalProcessRequest
-	105, // 108: hostagent.v1.HostAgentService.WriteFile:input_type -> hostagent.v1.WriteFileRequest
-	107, // 109: hostagent.v1.HostAgentService.ReadFile:input_type -> hostagent.v1.ReadFileRequest
-	109, // 110: hostagent.v1.HostAgentService.WriteFileStream:input_type -> hostagent.v1.WriteFileStreamRequest
-	112, // 111: hostagent.v1.HostAgentService.ReadFileStream:input_type -> hostagent.v1.ReadFileStreamRequest
-	114, // 112: hostagent.v1.HostAgentService.ReadConsole:input_type -> hostagent.v1.ReadConsoleRequest
-	8,   // 113: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
-	56,  // 114: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
-	40,  // 115: hostagent.v1.HostAgentService.StartSandbox:output_type -> hostagent.v1.StartSandboxResponse
-	58,  // 116: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
-	60,  // 117: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
-	62,  // 118: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
-	13,  // 119: hostagent.v1.HostAgentService.FetchSandbox:output_type -> hostagent.v1.FetchSandboxResponse
-	89,  // 120: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
-	93,  // 121: hostagent.v1.HostAgentService.WatchSandboxes:output_type -> hostagent.v1.WatchSandboxesResponse
-	64,  // 122: hostagent.v1.HostAgentService.ForkSandbox:output_type -> hostagent.v1.ForkSandboxResponse
-	68,  // 123: hostagent.v1.HostAgentService.CreateCheckpoint:output_type -> hostagent.v1.CreateCheckpointResponse
-	70,  // 124: hostagent.v1.HostAgentService.ListCheckpoints:output_type -> hostagent.v1.ListCheckpointsResponse
-	72,  // 125: hostagent.v1.HostAgentService.RestoreCheckpoint:output_type -> hostagent.v1.RestoreCheckpointResponse
-	74,  // 126: hostagent.v1.HostAgentService.DeleteCheckpoint:output_type -> hostagent.v1.DeleteCheckpointResponse
-	76,  // 127: hostagent.v1.HostAgentService.ExtendSandbox:output_type -> hostagent.v1.ExtendSandboxResponse
-	78,  // 128: hostagent.v1.HostAgentService.SetNetworkPolicy:output_type -> hostagent.v1.SetNetworkPolicyResponse
-	86,  // 129: hostagent.v1.HostAgentService.ReadMetrics:output_type -> hostagent.v1.ReadMetricsResponse
-	80,  // 130: hostagent.v1.HostAgentService.ReadEgress:output_type -> hostagent.v1.ReadEgressResponse
-	83,  // 131: hostagent.v1.HostAgentService.ExplainEgress:output_type -> hostagent.v1.ExplainEgressResponse
-	49,  // 132: hostagent.v1.HostAgentService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
-	52,  // 133: hostagent.v1.HostAgentService.DeleteTemplate:output_type -> hostagent.v1.DeleteTemplateResponse
-	54,  // 134: hostagent.v1.HostAgentService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
-	45,  // 135: hostagent.v1.HostAgentService.PutBuildFiles:output_type -> hostagent.v1.PutBuildFilesResponse
-	47,  // 136: hostagent.v1.HostAgentService.FindBuildFiles:output_type -> hostagent.v1.FindBuildFilesResponse
-	22,  // 137: hostagent.v1.HostAgentService.CreateVolume:output_type -> hostagent.v1.CreateVolumeResponse
-	24,  // 138: hostagent.v1.HostAgentService.DeleteVolume:output_type -> hostagent.v1.DeleteVolumeResponse
-	28,  // 139: hostagent.v1.HostAgentService.StatVolumeFile:output_type -> hostagent.v1.StatVolumeFileResponse
-	30,  // 140: hostagent.v1.HostAgentService.ListVolumeFiles:output_type -> hostagent.v1.ListVolumeFilesResponse
-	32,  // 141: hostagent.v1.HostAgentService.MakeVolumeDirectory:output_type -> hostagent.v1.MakeVolumeDirectoryResponse
-	34,  // 142: hostagent.v1.HostAgentService.SetVolumeFile:output_type -> hostagent.v1.SetVolumeFileResponse
-	36,  // 143: hostagent.v1.HostAgentService.RenameVolumeFile:output_type -> hostagent.v1.RenameVolumeFileResponse
-	37,  // 144: hostagent.v1.HostAgentService.RemoveVolumeFile:output_type -> hostagent.v1.RemoveVolumeFileResponse
-	113, // 145: hostagent.v1.HostAgentService.ReadVolumeFile:output_type -> hostagent.v1.ReadFileStreamResponse
-	39,  // 146: hostagent.v1.HostAgentService.WriteVolumeFile:output_type -> hostagent.v1.WriteVolumeFileResponse
-	95,  // 147: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
-	100, // 148: hostagent.v1.HostAgentService.ExecStream:output_type -> hostagent.v1.ExecStreamResponse
-	104, // 149: hostagent.v1.HostAgentService.SignalProcess:output_type -> hostagent.v1.SignalProcessResponse
-	106, // 150: hostagent.v1.HostAgentService.WriteFile:output_type -> hostagent.v1.WriteFileResponse
-	108, // 151: hostagent.v1.HostAgentService.ReadFile:output_type -> hostagent.v1.ReadFileResponse
-	111, // 152: hostagent.v1.HostAgentService.WriteFileStream:output_type -> hostagent.v1.WriteFileStreamResponse
-	113, // 153: hostagent.v1.HostAgentService.ReadFileStream:output_type -> hostagent.v1.ReadFileStreamResponse
-	115, // 154: hostagent.v1.HostAgentService.ReadConsole:output_type -> hostagent.v1.ReadConsoleResponse
-	113, // [113:155] is the sub-list for method output_type
-	71,  // [71:113] is the sub-list for method input_type
-	71,  // [71:71] is the sub-list for extension type_name
-	71,  // [71:71] is the sub-list for extension extendee
-	0,   // [0:71] is the sub-list for field type_name
+	14,  // 30: hostagent.v1.BuildTemplateRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
+	44,  // 31: hostagent.v1.PutBuildFilesRequest.files:type_name -> hostagent.v1.BuildFiles
+	44,  // 32: hostagent.v1.FindBuildFilesRequest.files:type_name -> hostagent.v1.BuildFiles
+	50,  // 33: hostagent.v1.BuildTemplateResponse.done:type_name -> hostagent.v1.TemplateBuilt
+	120, // 34: hostagent.v1.TemplateBuilt.env:type_name -> hostagent.v1.TemplateBuilt.EnvEntry
+	55,  // 35: hostagent.v1.ListTemplatesResponse.stored:type_name -> hostagent.v1.StoredTemplate
+	124, // 36: hostagent.v1.StoredTemplate.at:type_name -> google.protobuf.Timestamp
+	1,   // 37: hostagent.v1.CreateSandboxResponse.status:type_name -> hostagent.v1.SandboxStatus
+	14,  // 38: hostagent.v1.CreateSandboxResponse.network_policy:type_name -> hostagent.v1.NetworkPolicy
+	121, // 39: hostagent.v1.ForkSandboxRequest.access_tokens:type_name -> hostagent.v1.ForkSandboxRequest.AccessTokensEntry
+	65,  // 40: hostagent.v1.ForkSandboxResponse.results:type_name -> hostagent.v1.ForkResult
+	124, // 41: hostagent.v1.Checkpoint.stored_at:type_name -> google.protobuf.Timestamp
+	66,  // 42: hostagent.v1.CreateCheckpointResponse.checkpoint:type_name -> hostagent.v1.Checkpoint
+	66,  // 43: hostagent.v1.ListCheckpointsResponse.checkpoints:type_name -> hostagent.v1.Checkpoint
+	14,  // 44: hostagent.v1.SetNetworkPolicyRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
+	19,  // 45: hostagent.v1.SetNetworkPolicyRequest.secrets:type_name -> hostagent.v1.SecretValues
+	81,  // 46: hostagent.v1.ReadEgressResponse.events:type_name -> hostagent.v1.EgressEvent
+	84,  // 47: hostagent.v1.ExplainEgressResponse.addresses:type_name -> hostagent.v1.EgressAddress
+	87,  // 48: hostagent.v1.ReadMetricsResponse.samples:type_name -> hostagent.v1.MetricsSample
+	90,  // 49: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.SandboxInfo
+	124, // 50: hostagent.v1.ListSandboxesResponse.taken_at:type_name -> google.protobuf.Timestamp
+	1,   // 51: hostagent.v1.SandboxInfo.status:type_name -> hostagent.v1.SandboxStatus
+	0,   // 52: hostagent.v1.SandboxInfo.on_timeout:type_name -> hostagent.v1.OnTimeout
+	14,  // 53: hostagent.v1.SandboxInfo.network_policy:type_name -> hostagent.v1.NetworkPolicy
+	91,  // 54: hostagent.v1.SandboxInfo.unresponsive:type_name -> hostagent.v1.Unresponsive
+	2,   // 55: hostagent.v1.SandboxInfo.end_cause:type_name -> hostagent.v1.EndCause
+	124, // 56: hostagent.v1.SandboxInfo.stored_at:type_name -> google.protobuf.Timestamp
+	66,  // 57: hostagent.v1.SandboxInfo.newest_stored:type_name -> hostagent.v1.Checkpoint
+	124, // 58: hostagent.v1.Unresponsive.since:type_name -> google.protobuf.Timestamp
+	122, // 59: hostagent.v1.ExecRequest.env:type_name -> hostagent.v1.ExecRequest.EnvEntry
+	3,   // 60: hostagent.v1.ExecResponse.reason:type_name -> hostagent.v1.ExecEndReason
+	123, // 61: hostagent.v1.ExecStart.env:type_name -> hostagent.v1.ExecStart.EnvEntry
+	98,  // 62: hostagent.v1.ExecStart.pty:type_name -> hostagent.v1.TerminalSize
+	96,  // 63: hostagent.v1.ExecStreamRequest.start:type_name -> hostagent.v1.ExecStart
+	97,  // 64: hostagent.v1.ExecStreamRequest.attach:type_name -> hostagent.v1.ExecAttach
+	98,  // 65: hostagent.v1.ExecStreamRequest.resize:type_name -> hostagent.v1.TerminalSize
+	4,   // 66: hostagent.v1.ExecStreamRequest.signal:type_name -> hostagent.v1.Signal
+	101, // 67: hostagent.v1.ExecStreamResponse.started:type_name -> hostagent.v1.ExecStarted
+	102, // 68: hostagent.v1.ExecStreamResponse.exit:type_name -> hostagent.v1.ExecExit
+	3,   // 69: hostagent.v1.ExecExit.reason:type_name -> hostagent.v1.ExecEndReason
+	4,   // 70: hostagent.v1.SignalProcessRequest.signal:type_name -> hostagent.v1.Signal
+	110, // 71: hostagent.v1.WriteFileStreamRequest.meta:type_name -> hostagent.v1.WriteFileMeta
+	38,  // 72: hostagent.v1.WriteFileStreamRequest.volume:type_name -> hostagent.v1.WriteVolumeFileMeta
+	7,   // 73: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
+	11,  // 74: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
+	11,  // 75: hostagent.v1.HostAgentService.StartSandbox:input_type -> hostagent.v1.CreateSandboxRequest
+	57,  // 76: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
+	59,  // 77: hostagent.v1.HostAgentService.PauseSandbox:input_type -> hostagent.v1.PauseSandboxRequest
+	61,  // 78: hostagent.v1.HostAgentService.ResumeSandbox:input_type -> hostagent.v1.ResumeSandboxRequest
+	12,  // 79: hostagent.v1.HostAgentService.FetchSandbox:input_type -> hostagent.v1.FetchSandboxRequest
+	88,  // 80: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
+	92,  // 81: hostagent.v1.HostAgentService.WatchSandboxes:input_type -> hostagent.v1.WatchSandboxesRequest
+	63,  // 82: hostagent.v1.HostAgentService.ForkSandbox:input_type -> hostagent.v1.ForkSandboxRequest
+	67,  // 83: hostagent.v1.HostAgentService.CreateCheckpoint:input_type -> hostagent.v1.CreateCheckpointRequest
+	69,  // 84: hostagent.v1.HostAgentService.ListCheckpoints:input_type -> hostagent.v1.ListCheckpointsRequest
+	71,  // 85: hostagent.v1.HostAgentService.RestoreCheckpoint:input_type -> hostagent.v1.RestoreCheckpointRequest
+	73,  // 86: hostagent.v1.HostAgentService.DeleteCheckpoint:input_type -> hostagent.v1.DeleteCheckpointRequest
+	75,  // 87: hostagent.v1.HostAgentService.ExtendSandbox:input_type -> hostagent.v1.ExtendSandboxRequest
+	77,  // 88: hostagent.v1.HostAgentService.SetNetworkPolicy:input_type -> hostagent.v1.SetNetworkPolicyRequest
+	85,  // 89: hostagent.v1.HostAgentService.ReadMetrics:input_type -> hostagent.v1.ReadMetricsRequest
+	79,  // 90: hostagent.v1.HostAgentService.ReadEgress:input_type -> hostagent.v1.ReadEgressRequest
+	82,  // 91: hostagent.v1.HostAgentService.ExplainEgress:input_type -> hostagent.v1.ExplainEgressRequest
+	41,  // 92: hostagent.v1.HostAgentService.BuildTemplate:input_type -> hostagent.v1.BuildTemplateRequest
+	51,  // 93: hostagent.v1.HostAgentService.DeleteTemplate:input_type -> hostagent.v1.DeleteTemplateRequest
+	53,  // 94: hostagent.v1.HostAgentService.ListTemplates:input_type -> hostagent.v1.ListTemplatesRequest
+	43,  // 95: hostagent.v1.HostAgentService.PutBuildFiles:input_type -> hostagent.v1.PutBuildFilesRequest
+	46,  // 96: hostagent.v1.HostAgentService.FindBuildFiles:input_type -> hostagent.v1.FindBuildFilesRequest
+	21,  // 97: hostagent.v1.HostAgentService.CreateVolume:input_type -> hostagent.v1.CreateVolumeRequest
+	23,  // 98: hostagent.v1.HostAgentService.DeleteVolume:input_type -> hostagent.v1.DeleteVolumeRequest
+	27,  // 99: hostagent.v1.HostAgentService.StatVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
+	29,  // 100: hostagent.v1.HostAgentService.ListVolumeFiles:input_type -> hostagent.v1.ListVolumeFilesRequest
+	31,  // 101: hostagent.v1.HostAgentService.MakeVolumeDirectory:input_type -> hostagent.v1.MakeVolumeDirectoryRequest
+	33,  // 102: hostagent.v1.HostAgentService.SetVolumeFile:input_type -> hostagent.v1.SetVolumeFileRequest
+	35,  // 103: hostagent.v1.HostAgentService.RenameVolumeFile:input_type -> hostagent.v1.RenameVolumeFileRequest
+	27,  // 104: hostagent.v1.HostAgentService.RemoveVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
+	27,  // 105: hostagent.v1.HostAgentService.ReadVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
+	109, // 106: hostagent.v1.HostAgentService.WriteVolumeFile:input_type -> hostagent.v1.WriteFileStreamRequest
+	94,  // 107: hostagent.v1.HostAgentService.Exec:input_type -> hostagent.v1.ExecRequest
+	99,  // 108: hostagent.v1.HostAgentService.ExecStream:input_type -> hostagent.v1.ExecStreamRequest
+	103, // 109: hostagent.v1.HostAgentService.SignalProcess:input_type -> hostagent.v1.SignalProcessRequest
+	105, // 110: hostagent.v1.HostAgentService.WriteFile:input_type -> hostagent.v1.WriteFileRequest
+	107, // 111: hostagent.v1.HostAgentService.ReadFile:input_type -> hostagent.v1.ReadFileRequest
+	109, // 112: hostagent.v1.HostAgentService.WriteFileStream:input_type -> hostagent.v1.WriteFileStreamRequest
+	112, // 113: hostagent.v1.HostAgentService.ReadFileStream:input_type -> hostagent.v1.ReadFileStreamRequest
+	114, // 114: hostagent.v1.HostAgentService.ReadConsole:input_type -> hostagent.v1.ReadConsoleRequest
+	8,   // 115: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
+	56,  // 116: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
+	40,  // 117: hostagent.v1.HostAgentService.StartSandbox:output_type -> hostagent.v1.StartSandboxResponse
+	58,  // 118: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
+	60,  // 119: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
+	62,  // 120: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
+	13,  // 121: hostagent.v1.HostAgentService.FetchSandbox:output_type -> hostagent.v1.FetchSandboxResponse
+	89,  // 122: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
+	93,  // 123: hostagent.v1.HostAgentService.WatchSandboxes:output_type -> hostagent.v1.WatchSandboxesResponse
+	64,  // 124: hostagent.v1.HostAgentService.ForkSandbox:output_type -> hostagent.v1.ForkSandboxResponse
+	68,  // 125: hostagent.v1.HostAgentService.CreateCheckpoint:output_type -> hostagent.v1.CreateCheckpointResponse
+	70,  // 126: hostagent.v1.HostAgentService.ListCheckpoints:output_type -> hostagent.v1.ListCheckpointsResponse
+	72,  // 127: hostagent.v1.HostAgentService.RestoreCheckpoint:output_type -> hostagent.v1.RestoreCheckpointResponse
+	74,  // 128: hostagent.v1.HostAgentService.DeleteCheckpoint:output_type -> hostagent.v1.DeleteCheckpointResponse
+	76,  // 129: hostagent.v1.HostAgentService.ExtendSandbox:output_type -> hostagent.v1.ExtendSandboxResponse
+	78,  // 130: hostagent.v1.HostAgentService.SetNetworkPolicy:output_type -> hostagent.v1.SetNetworkPolicyResponse
+	86,  // 131: hostagent.v1.HostAgentService.ReadMetrics:output_type -> hostagent.v1.ReadMetricsResponse
+	80,  // 132: hostagent.v1.HostAgentService.ReadEgress:output_type -> hostagent.v1.ReadEgressResponse
+	83,  // 133: hostagent.v1.HostAgentService.ExplainEgress:output_type -> hostagent.v1.ExplainEgressResponse
+	49,  // 134: hostagent.v1.HostAgentService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
+	52,  // 135: hostagent.v1.HostAgentService.DeleteTemplate:output_type -> hostagent.v1.DeleteTemplateResponse
+	54,  // 136: hostagent.v1.HostAgentService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
+	45,  // 137: hostagent.v1.HostAgentService.PutBuildFiles:output_type -> hostagent.v1.PutBuildFilesResponse
+	47,  // 138: hostagent.v1.HostAgentService.FindBuildFiles:output_type -> hostagent.v1.FindBuildFilesResponse
+	22,  // 139: hostagent.v1.HostAgentService.CreateVolume:output_type -> hostagent.v1.CreateVolumeResponse
+	24,  // 140: hostagent.v1.HostAgentService.DeleteVolume:output_type -> hostagent.v1.DeleteVolumeResponse
+	28,  // 141: hostagent.v1.HostAgentService.StatVolumeFile:output_type -> hostagent.v1.StatVolumeFileResponse
+	30,  // 142: hostagent.v1.HostAgentService.ListVolumeFiles:output_type -> hostagent.v1.ListVolumeFilesResponse
+	32,  // 143: hostagent.v1.HostAgentService.MakeVolumeDirectory:output_type -> hostagent.v1.MakeVolumeDirectoryResponse
+	34,  // 144: hostagent.v1.HostAgentService.SetVolumeFile:output_type -> hostagent.v1.SetVolumeFileResponse
+	36,  // 145: hostagent.v1.HostAgentService.RenameVolumeFile:output_type -> hostagent.v1.RenameVolumeFileResponse
+	37,  // 146: hostagent.v1.HostAgentService.RemoveVolumeFile:output_type -> hostagent.v1.RemoveVolumeFileResponse
+	113, // 147: hostagent.v1.HostAgentService.ReadVolumeFile:output_type -> hostagent.v1.ReadFileStreamResponse
+	39,  // 148: hostagent.v1.HostAgentService.WriteVolumeFile:output_type -> hostagent.v1.WriteVolumeFileResponse
+	95,  // 149: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
+	100, // 150: hostagent.v1.HostAgentService.ExecStream:output_type -> hostagent.v1.ExecStreamResponse
+	104, // 151: hostagent.v1.HostAgentService.SignalProcess:output_type -> hostagent.v1.SignalProcessResponse
+	106, // 152: hostagent.v1.HostAgentService.WriteFile:output_type -> hostagent.v1.WriteFileResponse
+	108, // 153: hostagent.v1.HostAgentService.ReadFile:output_type -> hostagent.v1.ReadFileResponse
+	111, // 154: hostagent.v1.HostAgentService.WriteFileStream:output_type -> hostagent.v1.WriteFileStreamResponse
+	113, // 155: hostagent.v1.HostAgentService.ReadFileStream:output_type -> hostagent.v1.ReadFileStreamResponse
+	115, // 156: hostagent.v1.HostAgentService.ReadConsole:output_type -> hostagent.v1.ReadConsoleResponse
+	115, // [115:157] is the sub-list for method output_type
+	73,  // [73:115] is the sub-list for method input_type
+	73,  // [73:73] is the sub-list for extension type_name
+	73,  // [73:73] is the sub-list for extension extendee
+	0,   // [0:73] is the sub-list for field type_name
 }
 
 func init() { file_v1_hostagent_proto_init() }

@@ -460,6 +460,24 @@ func (e NetworkVerdict) Valid() bool {
 	}
 }
 
+// Defines values for OnHostLoss.
+const (
+	Fail    OnHostLoss = "fail"
+	Restore OnHostLoss = "restore"
+)
+
+// Valid indicates whether the value is a known member of the OnHostLoss enum.
+func (e OnHostLoss) Valid() bool {
+	switch e {
+	case Fail:
+		return true
+	case Restore:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for OnTimeout.
 const (
 	OnTimeoutDestroy   OnTimeout = "destroy"
@@ -825,6 +843,8 @@ type BuildTemplate struct {
 
 // Checkpoint defines model for Checkpoint.
 type Checkpoint struct {
+	// Automatic It was made by `checkpoint_every_sec`, and is deleted when newer ones replace it.
+	Automatic *bool        `json:"automatic,omitempty"`
 	CreatedAt time.Time    `json:"created_at"`
 	ID        CheckpointID `json:"id"`
 	Name      string       `json:"name"`
@@ -834,6 +854,9 @@ type Checkpoint struct {
 
 	// SizeBytes On its host's disk, including what it shares with others.
 	SizeBytes int64 `json:"size_bytes"`
+
+	// StoredAt Present while it is in the snapshot store as well as on its host: since when.
+	StoredAt *time.Time `json:"stored_at,omitempty"`
 }
 
 // CheckpointID defines model for CheckpointID.
@@ -889,6 +912,9 @@ type CreateSandbox struct {
 	// AutoResume Commands, streams, files and checkpoints resume the sandbox when it is paused. Otherwise they are refused as `invalid_state`.
 	AutoResume *bool `json:"auto_resume,omitempty"`
 
+	// CheckpointEverySec How often a checkpoint is made by itself while the sandbox runs and was used since the last one, in seconds; by default never. The newest two of these are kept; they count as checkpoints of the sandbox. Only where hosts have a snapshot store, and not with volumes.
+	CheckpointEverySec *int64 `json:"checkpoint_every_sec,omitempty"`
+
 	// DiskMb Size of the disk in MiB; that of the template when absent, of which `base` has 10240. Less is refused, and so is more than the operator allows.
 	DiskMb *int `json:"disk_mb,omitempty"`
 
@@ -903,6 +929,9 @@ type CreateSandbox struct {
 
 	// Network What it may reach; default: the whole internet.
 	Network *SetNetworkPolicy `json:"network,omitempty"`
+
+	// OnHostLoss By default `fail`. Not `restore` with volumes.
+	OnHostLoss *OnHostLoss `json:"on_host_loss,omitempty"`
 
 	// OnTimeout What happens then, by default `destroy`. A paused sandbox has no timeout.
 	OnTimeout *CreateSandboxOnTimeout `json:"on_timeout,omitempty"`
@@ -1578,6 +1607,9 @@ type NotMoved struct {
 	Sandbox SandboxID `json:"sandbox"`
 }
 
+// OnHostLoss What becomes of a running sandbox when an operator says that its host is lost. `restore` continues it on another host from its newest checkpoint in the snapshot store; without one it fails.
+type OnHostLoss string
+
 // OnTimeout What happens to a sandbox that is not used for its timeout. `pause_disk` saves the disk alone, or the memory as well if the sandbox does not answer.
 type OnTimeout string
 
@@ -1695,8 +1727,14 @@ type Role string
 // Sandbox defines model for Sandbox.
 type Sandbox struct {
 	// AutoResume Its use resumes it when it is paused.
-	AutoResume bool      `json:"auto_resume"`
-	CreatedAt  time.Time `json:"created_at"`
+	AutoResume bool `json:"auto_resume"`
+
+	// CheckpointEverySec How often a checkpoint is made by itself, in seconds; absent is never.
+	CheckpointEverySec *int64 `json:"checkpoint_every_sec,omitempty"`
+
+	// CheckpointStoredAt When its newest checkpoint was stored, from which `on_host_loss` restores it; absent for none.
+	CheckpointStoredAt *time.Time `json:"checkpoint_stored_at,omitempty"`
+	CreatedAt          time.Time  `json:"created_at"`
 
 	// DiskMb The size of the disk in MiB.
 	DiskMb int `json:"disk_mb"`
@@ -1723,6 +1761,9 @@ type Sandbox struct {
 
 	// Network What it may reach; absent is the whole internet.
 	Network *NetworkPolicy `json:"network,omitempty"`
+
+	// OnHostLoss What becomes of a running sandbox when an operator says that its host is lost. `restore` continues it on another host from its newest checkpoint in the snapshot store; without one it fails.
+	OnHostLoss *OnHostLoss `json:"on_host_loss,omitempty"`
 
 	// OnTimeout What happens to a sandbox that is not used for its timeout. `pause_disk` saves the disk alone, or the memory as well if the sandbox does not answer.
 	OnTimeout OnTimeout `json:"on_timeout"`
@@ -6453,6 +6494,8 @@ type GuestFailedJSONResponse struct {
 
 	Headers GuestFailedResponseHeaders
 }
+
+type HeadersTooLargeTextResponse string
 
 type InternalResponseHeaders struct {
 	XRequestID *string
@@ -12550,6 +12593,17 @@ func (response ListFiles429JSONResponse) VisitListFilesResponse(w http.ResponseW
 	}
 	w.WriteHeader(429)
 	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListFiles431TextResponse HeadersTooLargeTextResponse
+
+func (response ListFiles431TextResponse) VisitListFilesResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/plain")
+	w.WriteHeader(431)
+
+	_, err := w.Write([]byte(fmt.Sprint(response)))
 	return err
 }
 

@@ -151,6 +151,12 @@ type Sandbox struct {
 	Moving             bool
 	MovingNote         string
 	MovedKey           string
+	Epoch              int64
+	OnHostLoss         string
+	CheckpointEverySec int32
+	CheckpointID       string
+	CheckpointKey      string
+	CheckpointAt       *time.Time
 }
 
 type SandboxEvent struct {

@@ -155,7 +155,7 @@ func (q *Queries) DropEndedSandboxes(ctx context.Context, retention float64, bat
 }
 
 const getSandbox = `-- name: GetSandbox :one
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key FROM sandboxes WHERE id = $1
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at FROM sandboxes WHERE id = $1
 `
 
 func (q *Queries) GetSandbox(ctx context.Context, id string) (Sandbox, error) {
@@ -197,12 +197,18 @@ func (q *Queries) GetSandbox(ctx context.Context, id string) (Sandbox, error) {
 		&i.Moving,
 		&i.MovingNote,
 		&i.MovedKey,
+		&i.Epoch,
+		&i.OnHostLoss,
+		&i.CheckpointEverySec,
+		&i.CheckpointID,
+		&i.CheckpointKey,
+		&i.CheckpointAt,
 	)
 	return i, err
 }
 
 const getTeamSandbox = `-- name: GetTeamSandbox :one
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key FROM sandboxes WHERE id = $1 AND team_id = $2
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at FROM sandboxes WHERE id = $1 AND team_id = $2
 `
 
 func (q *Queries) GetTeamSandbox(ctx context.Context, iD string, teamID string) (Sandbox, error) {
@@ -244,6 +250,12 @@ func (q *Queries) GetTeamSandbox(ctx context.Context, iD string, teamID string) 
 		&i.Moving,
 		&i.MovingNote,
 		&i.MovedKey,
+		&i.Epoch,
+		&i.OnHostLoss,
+		&i.CheckpointEverySec,
+		&i.CheckpointID,
+		&i.CheckpointKey,
+		&i.CheckpointAt,
 	)
 	return i, err
 }
@@ -253,14 +265,14 @@ SELECT
     id, team_id, host_id, template, state, reason, vcpus,
     memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
     updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
-    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at
 FROM sandboxes WHERE sandboxes.host_id = $1 AND sandboxes.state NOT IN ('stopped', 'failed')
 UNION
 SELECT
     id, team_id, host_id, template, state, reason, vcpus,
     memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
     updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
-    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at
 FROM sandboxes WHERE sandboxes.id = ANY ($2::text[])
 `
 
@@ -300,6 +312,12 @@ type HostRowsRow struct {
 	Moving             bool
 	MovingNote         string
 	MovedKey           string
+	Epoch              int64
+	OnHostLoss         string
+	CheckpointEverySec int32
+	CheckpointID       string
+	CheckpointKey      string
+	CheckpointAt       *time.Time
 }
 
 // The rows that should be on a host, and those of the sandboxes that the host reports.
@@ -348,6 +366,12 @@ func (q *Queries) HostRows(ctx context.Context, hostID string, seen []string) ([
 			&i.Moving,
 			&i.MovingNote,
 			&i.MovedKey,
+			&i.Epoch,
+			&i.OnHostLoss,
+			&i.CheckpointEverySec,
+			&i.CheckpointID,
+			&i.CheckpointKey,
+			&i.CheckpointAt,
 		); err != nil {
 			return nil, err
 		}
@@ -361,39 +385,41 @@ func (q *Queries) HostRows(ctx context.Context, hostID string, seen []string) ([
 
 const insertSandboxes = `-- name: InsertSandboxes :many
 WITH made AS (
-    INSERT INTO sandboxes (id, state, team_id, host_id, template, vcpus, memory_mb, timeout_sec, on_timeout, absolute_timeout, auto_resume, parent_id, generation, metadata, env, network, volumes, disk_mb, requires, worker)
+    INSERT INTO sandboxes (id, state, team_id, host_id, template, vcpus, memory_mb, timeout_sec, on_timeout, absolute_timeout, auto_resume, parent_id, generation, metadata, env, network, volumes, disk_mb, requires, on_host_loss, checkpoint_every_sec, worker)
     SELECT unnest($1::text[]), 'starting', $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
-        $13::jsonb, $14::jsonb, $15, $16, $17, $18::jsonb, $19
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
+        $13::jsonb, $14::jsonb, $15, $16, $17, $18::jsonb, $19, $20, $21
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
-    SELECT made.id, made.version, '', made.state, made.host_id, $20, $21 FROM made
+    SELECT made.id, made.version, '', made.state, made.host_id, $22, $23 FROM made
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key FROM made ORDER BY id
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at FROM made ORDER BY id
 `
 
 type InsertSandboxesParams struct {
-	IDs             []string
-	TeamID          string
-	HostID          string
-	Template        string
-	VCPUs           int32
-	MemoryMB        int32
-	TimeoutSec      int32
-	OnTimeout       string
-	AbsoluteTimeout bool
-	AutoResume      bool
-	ParentID        string
-	Generation      string
-	Metadata        map[string]string
-	Env             map[string]string
-	Network         wrenn.NetworkPolicy
-	Volumes         []wrenn.VolumeMount
-	DiskMB          int32
-	Requires        map[string]string
-	Worker          *int64
-	Actor           string
-	Reason          string
+	IDs                []string
+	TeamID             string
+	HostID             string
+	Template           string
+	VCPUs              int32
+	MemoryMB           int32
+	TimeoutSec         int32
+	OnTimeout          string
+	AbsoluteTimeout    bool
+	AutoResume         bool
+	ParentID           string
+	Generation         string
+	Metadata           map[string]string
+	Env                map[string]string
+	Network            wrenn.NetworkPolicy
+	Volumes            []wrenn.VolumeMount
+	DiskMB             int32
+	Requires           map[string]string
+	OnHostLoss         string
+	CheckpointEverySec int32
+	Worker             *int64
+	Actor              string
+	Reason             string
 }
 
 type InsertSandboxesRow struct {
@@ -432,6 +458,12 @@ type InsertSandboxesRow struct {
 	Moving             bool
 	MovingNote         string
 	MovedKey           string
+	Epoch              int64
+	OnHostLoss         string
+	CheckpointEverySec int32
+	CheckpointID       string
+	CheckpointKey      string
+	CheckpointAt       *time.Time
 }
 
 // Several of one team, size and host, in the order of their ids.
@@ -455,6 +487,8 @@ func (q *Queries) InsertSandboxes(ctx context.Context, arg InsertSandboxesParams
 		arg.Volumes,
 		arg.DiskMB,
 		arg.Requires,
+		arg.OnHostLoss,
+		arg.CheckpointEverySec,
 		arg.Worker,
 		arg.Actor,
 		arg.Reason,
@@ -502,6 +536,12 @@ func (q *Queries) InsertSandboxes(ctx context.Context, arg InsertSandboxesParams
 			&i.Moving,
 			&i.MovingNote,
 			&i.MovedKey,
+			&i.Epoch,
+			&i.OnHostLoss,
+			&i.CheckpointEverySec,
+			&i.CheckpointID,
+			&i.CheckpointKey,
+			&i.CheckpointAt,
 		); err != nil {
 			return nil, err
 		}
@@ -518,10 +558,10 @@ SELECT
     s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
     s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
     s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
-    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, s.stored_at, s.stored_key, s.requires, s.moving, s.moving_note, s.moved_key
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, s.stored_at, s.stored_key, s.requires, s.moving, s.moving_note, s.moved_key, s.epoch, s.on_host_loss, s.checkpoint_every_sec, s.checkpoint_id, s.checkpoint_key, s.checkpoint_at
 FROM unnest($1::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
-    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key FROM sandboxes -- the variables, which may be large, are not read
+    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at FROM sandboxes -- the variables, which may be large, are not read
     WHERE sandboxes.team_id = $2
         AND sandboxes.state = wanted.state
         AND sandboxes.metadata @> $3
@@ -582,6 +622,12 @@ type ListSandboxesRow struct {
 	Moving             bool
 	MovingNote         string
 	MovedKey           string
+	Epoch              int64
+	OnHostLoss         string
+	CheckpointEverySec int32
+	CheckpointID       string
+	CheckpointKey      string
+	CheckpointAt       *time.Time
 }
 
 // Each state's newest come from the index in order, so a page costs at most states * limit rows.
@@ -639,6 +685,12 @@ func (q *Queries) ListSandboxes(ctx context.Context, arg ListSandboxesParams) ([
 			&i.Moving,
 			&i.MovingNote,
 			&i.MovedKey,
+			&i.Epoch,
+			&i.OnHostLoss,
+			&i.CheckpointEverySec,
+			&i.CheckpointID,
+			&i.CheckpointKey,
+			&i.CheckpointAt,
 		); err != nil {
 			return nil, err
 		}
@@ -655,10 +707,10 @@ SELECT
     s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
     s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
     s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
-    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, s.stored_at, s.stored_key, s.requires, s.moving, s.moving_note, s.moved_key
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, s.stored_at, s.stored_key, s.requires, s.moving, s.moving_note, s.moved_key, s.epoch, s.on_host_loss, s.checkpoint_every_sec, s.checkpoint_id, s.checkpoint_key, s.checkpoint_at
 FROM unnest($1::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
-    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key FROM sandboxes -- the variables, which may be large, are not read
+    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at FROM sandboxes -- the variables, which may be large, are not read
     WHERE sandboxes.team_id = $2
         AND sandboxes.state = wanted.state
         AND sandboxes.metadata @> $3
@@ -719,6 +771,12 @@ type ListSandboxesOldestFirstRow struct {
 	Moving             bool
 	MovingNote         string
 	MovedKey           string
+	Epoch              int64
+	OnHostLoss         string
+	CheckpointEverySec int32
+	CheckpointID       string
+	CheckpointKey      string
+	CheckpointAt       *time.Time
 }
 
 // ListSandboxes in the other order.
@@ -776,6 +834,12 @@ func (q *Queries) ListSandboxesOldestFirst(ctx context.Context, arg ListSandboxe
 			&i.Moving,
 			&i.MovingNote,
 			&i.MovedKey,
+			&i.Epoch,
+			&i.OnHostLoss,
+			&i.CheckpointEverySec,
+			&i.CheckpointID,
+			&i.CheckpointKey,
+			&i.CheckpointAt,
 		); err != nil {
 			return nil, err
 		}
@@ -846,34 +910,37 @@ WITH moved AS (
         unresponsive_since = CASE WHEN $1 IN ('running', 'pausing') THEN unresponsive_since END, -- a pause may fail
         unresponsive_reason = CASE WHEN $1 IN ('running', 'pausing') THEN unresponsive_reason ELSE '' END,
         -- A resume may fail; what is stored is what was paused as long as the sandbox has not run.
-        stored_at = CASE WHEN $4 IN ('paused', 'resuming') AND $1 IN ('paused', 'resuming') THEN stored_at END,
-        stored_key = CASE WHEN $4 IN ('paused', 'resuming') AND $1 IN ('paused', 'resuming') THEN stored_key ELSE '' END,
-        moving = (sandboxes.moving OR $5::boolean) AND $1 IN ('pausing', 'paused', 'resuming'),
-        moving_note = CASE WHEN sandboxes.host_id = coalesce($6, sandboxes.host_id) THEN sandboxes.moving_note ELSE '' END,
-        moved_key = coalesce(nullif($7::text, ''), sandboxes.moved_key),
-        worker = $8,
-        host_id = coalesce($6, sandboxes.host_id),
+        stored_at = CASE WHEN $4::text <> '' THEN $5 WHEN $6 IN ('paused', 'resuming') AND $1 IN ('paused', 'resuming') THEN stored_at END,
+        stored_key = CASE WHEN $4 <> '' THEN $4 WHEN $6 IN ('paused', 'resuming') AND $1 IN ('paused', 'resuming') THEN stored_key ELSE '' END,
+        moving = (sandboxes.moving OR $7::boolean) AND $1 IN ('pausing', 'paused', 'resuming'),
+        moving_note = CASE WHEN sandboxes.host_id = coalesce($8, sandboxes.host_id) THEN sandboxes.moving_note ELSE '' END,
+        moved_key = coalesce(nullif($9::text, ''), sandboxes.moved_key),
+        epoch = sandboxes.epoch + CASE WHEN $9 <> '' OR coalesce($8, sandboxes.host_id) <> sandboxes.host_id THEN 1 ELSE 0 END,
+        worker = $10,
+        host_id = coalesce($8, sandboxes.host_id),
         started_at = CASE WHEN $1 IN ('running', 'paused') THEN coalesce(started_at, clock_timestamp()) ELSE started_at END,
         last_active_at = CASE WHEN $1 = 'running' THEN clock_timestamp() ELSE last_active_at END,
         ends_at = CASE
-            WHEN absolute_timeout AND timeout_sec > 0 AND $1 = 'running' AND $4 IN ('starting', 'paused', 'resuming')
+            WHEN absolute_timeout AND timeout_sec > 0 AND $1 = 'running' AND $6 IN ('starting', 'paused', 'resuming')
             THEN clock_timestamp() + make_interval(secs => timeout_sec) ELSE ends_at
         END,
         updated_at = clock_timestamp(),
         version = version + 1
-    WHERE sandboxes.id = $9 AND sandboxes.version = $10 AND sandboxes.state = $4
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
+    WHERE sandboxes.id = $11 AND sandboxes.version = $12 AND sandboxes.state = $6
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
-    SELECT moved.id, moved.version, $4, moved.state, moved.host_id, $11, moved.reason FROM moved
+    SELECT moved.id, moved.version, $6, moved.state, moved.host_id, $13, moved.reason FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at FROM moved
 `
 
 type MoveSandboxParams struct {
 	ToState   string
 	Reason    string
 	EndCause  string
+	StoredKey string
+	StoredAt  *time.Time
 	FromState interface{}
 	Moving    bool
 	HostID    *string
@@ -920,6 +987,12 @@ type MoveSandboxRow struct {
 	Moving             bool
 	MovingNote         string
 	MovedKey           string
+	Epoch              int64
+	OnHostLoss         string
+	CheckpointEverySec int32
+	CheckpointID       string
+	CheckpointKey      string
+	CheckpointAt       *time.Time
 }
 
 // Compare and set: returns no row when another change was first.
@@ -928,6 +1001,8 @@ func (q *Queries) MoveSandbox(ctx context.Context, arg MoveSandboxParams) (MoveS
 		arg.ToState,
 		arg.Reason,
 		arg.EndCause,
+		arg.StoredKey,
+		arg.StoredAt,
 		arg.FromState,
 		arg.Moving,
 		arg.HostID,
@@ -974,6 +1049,12 @@ func (q *Queries) MoveSandbox(ctx context.Context, arg MoveSandboxParams) (MoveS
 		&i.Moving,
 		&i.MovingNote,
 		&i.MovedKey,
+		&i.Epoch,
+		&i.OnHostLoss,
+		&i.CheckpointEverySec,
+		&i.CheckpointID,
+		&i.CheckpointKey,
+		&i.CheckpointAt,
 	)
 	return i, err
 }
@@ -989,6 +1070,40 @@ func (q *Queries) Now(ctx context.Context) (time.Time, error) {
 	return now, err
 }
 
+const proxiesOfOtherKeys = `-- name: ProxiesOfOtherKeys :many
+SELECT id, team_id, (network->'proxy'->>'sealed')::text AS sealed FROM sandboxes
+WHERE network->'proxy'->'sealed' IS NOT NULL AND COALESCE(network->'proxy'->>'sealed_key', '') <> $1::text
+    AND state NOT IN ('stopped', 'failed') AND id > $2
+ORDER BY id LIMIT $3
+`
+
+type ProxiesOfOtherKeysRow struct {
+	ID     string
+	TeamID string
+	Sealed string
+}
+
+// The passwords of egress proxies that another key encrypts, of sandboxes that have not ended, after an id.
+func (q *Queries) ProxiesOfOtherKeys(ctx context.Context, keyID string, after string, pageSize int32) ([]ProxiesOfOtherKeysRow, error) {
+	rows, err := q.db.Query(ctx, proxiesOfOtherKeys, keyID, after, pageSize)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ProxiesOfOtherKeysRow
+	for rows.Next() {
+		var i ProxiesOfOtherKeysRow
+		if err := rows.Scan(&i.ID, &i.TeamID, &i.Sealed); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const releaseSandboxes = `-- name: ReleaseSandboxes :exec
 UPDATE sandboxes SET worker = 0
 FROM (
@@ -1001,6 +1116,31 @@ WHERE sandboxes.id = t.id AND sandboxes.worker = $1
 func (q *Queries) ReleaseSandboxes(ctx context.Context, worker *int64, iDs []string) error {
 	_, err := q.db.Exec(ctx, releaseSandboxes, worker, iDs)
 	return err
+}
+
+const resealProxy = `-- name: ResealProxy :execrows
+UPDATE sandboxes SET network = jsonb_set(jsonb_set(network, '{proxy,sealed}', to_jsonb($1::text)), '{proxy,sealed_key}', to_jsonb($2::text))
+WHERE id = $3 AND network->'proxy'->>'sealed' = $4::text
+`
+
+type ResealProxyParams struct {
+	Sealed string
+	KeyID  string
+	ID     string
+	Old    string
+}
+
+func (q *Queries) ResealProxy(ctx context.Context, arg ResealProxyParams) (int64, error) {
+	result, err := q.db.Exec(ctx, resealProxy,
+		arg.Sealed,
+		arg.KeyID,
+		arg.ID,
+		arg.Old,
+	)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const sandboxEvents = `-- name: SandboxEvents :many
@@ -1042,7 +1182,7 @@ SELECT
     s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
     s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
     s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
-    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at
 FROM sandboxes s WHERE s.team_id = $1 AND s.id = ANY($2::text[])
 ORDER BY s.created_at DESC, s.id DESC
 `
@@ -1083,6 +1223,12 @@ type SandboxesByIDRow struct {
 	Moving             bool
 	MovingNote         string
 	MovedKey           string
+	Epoch              int64
+	OnHostLoss         string
+	CheckpointEverySec int32
+	CheckpointID       string
+	CheckpointKey      string
+	CheckpointAt       *time.Time
 }
 
 func (q *Queries) SandboxesByID(ctx context.Context, teamID string, iDs []string) ([]SandboxesByIDRow, error) {
@@ -1130,6 +1276,12 @@ func (q *Queries) SandboxesByID(ctx context.Context, teamID string, iDs []string
 			&i.Moving,
 			&i.MovingNote,
 			&i.MovedKey,
+			&i.Epoch,
+			&i.OnHostLoss,
+			&i.CheckpointEverySec,
+			&i.CheckpointID,
+			&i.CheckpointKey,
+			&i.CheckpointAt,
 		); err != nil {
 			return nil, err
 		}
@@ -1174,14 +1326,14 @@ SELECT
     id, team_id, host_id, template, state, reason, vcpus,
     memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
     updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
-    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at
 FROM sandboxes WHERE sandboxes.moving
 UNION
 SELECT
     id, team_id, host_id, template, state, reason, vcpus,
     memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
     updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
-    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at
 FROM sandboxes WHERE sandboxes.state NOT IN ('stopped', 'failed')
     AND sandboxes.host_id IN (SELECT hosts.id FROM hosts WHERE hosts.status = 'draining')
 `
@@ -1222,6 +1374,12 @@ type SandboxesToMoveRow struct {
 	Moving             bool
 	MovingNote         string
 	MovedKey           string
+	Epoch              int64
+	OnHostLoss         string
+	CheckpointEverySec int32
+	CheckpointID       string
+	CheckpointKey      string
+	CheckpointAt       *time.Time
 }
 
 // Those that are being moved, and all on hosts that are drained.
@@ -1270,6 +1428,12 @@ func (q *Queries) SandboxesToMove(ctx context.Context) ([]SandboxesToMoveRow, er
 			&i.Moving,
 			&i.MovingNote,
 			&i.MovedKey,
+			&i.Epoch,
+			&i.OnHostLoss,
+			&i.CheckpointEverySec,
+			&i.CheckpointID,
+			&i.CheckpointKey,
+			&i.CheckpointAt,
 		); err != nil {
 			return nil, err
 		}
@@ -1281,6 +1445,126 @@ func (q *Queries) SandboxesToMove(ctx context.Context) ([]SandboxesToMoveRow, er
 	return items, nil
 }
 
+const setEpoch = `-- name: SetEpoch :one
+WITH changed AS (
+    UPDATE sandboxes SET epoch = $1, version = version + 1
+    WHERE sandboxes.id = $2 AND sandboxes.version = $3 AND sandboxes.epoch < $1
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at
+), event AS (
+    INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
+    SELECT changed.id, changed.version, changed.state, changed.state, changed.host_id, $4, $5 FROM changed
+)
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at FROM changed
+`
+
+type SetEpochParams struct {
+	Epoch   int64
+	ID      string
+	Version int64
+	Actor   string
+	Reason  string
+}
+
+type SetEpochRow struct {
+	ID                 string
+	TeamID             string
+	HostID             string
+	Template           string
+	State              string
+	Reason             string
+	VCPUs              int32
+	MemoryMB           int32
+	TimeoutSec         int32
+	Metadata           map[string]string
+	Env                map[string]string
+	CreatedAt          time.Time
+	StartedAt          *time.Time
+	LastActiveAt       *time.Time
+	UpdatedAt          time.Time
+	Version            int64
+	Worker             *int64
+	OnTimeout          string
+	AutoResume         bool
+	ParentID           string
+	Generation         string
+	EndCause           string
+	UnresponsiveSince  *time.Time
+	UnresponsiveReason string
+	AbsoluteTimeout    bool
+	EndsAt             *time.Time
+	Network            wrenn.NetworkPolicy
+	Volumes            []wrenn.VolumeMount
+	DiskMB             int32
+	StoredAt           *time.Time
+	StoredKey          string
+	Requires           map[string]string
+	Moving             bool
+	MovingNote         string
+	MovedKey           string
+	Epoch              int64
+	OnHostLoss         string
+	CheckpointEverySec int32
+	CheckpointID       string
+	CheckpointKey      string
+	CheckpointAt       *time.Time
+}
+
+// That of the sandbox on its host, if it is later than the row's.
+func (q *Queries) SetEpoch(ctx context.Context, arg SetEpochParams) (SetEpochRow, error) {
+	row := q.db.QueryRow(ctx, setEpoch,
+		arg.Epoch,
+		arg.ID,
+		arg.Version,
+		arg.Actor,
+		arg.Reason,
+	)
+	var i SetEpochRow
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.HostID,
+		&i.Template,
+		&i.State,
+		&i.Reason,
+		&i.VCPUs,
+		&i.MemoryMB,
+		&i.TimeoutSec,
+		&i.Metadata,
+		&i.Env,
+		&i.CreatedAt,
+		&i.StartedAt,
+		&i.LastActiveAt,
+		&i.UpdatedAt,
+		&i.Version,
+		&i.Worker,
+		&i.OnTimeout,
+		&i.AutoResume,
+		&i.ParentID,
+		&i.Generation,
+		&i.EndCause,
+		&i.UnresponsiveSince,
+		&i.UnresponsiveReason,
+		&i.AbsoluteTimeout,
+		&i.EndsAt,
+		&i.Network,
+		&i.Volumes,
+		&i.DiskMB,
+		&i.StoredAt,
+		&i.StoredKey,
+		&i.Requires,
+		&i.Moving,
+		&i.MovingNote,
+		&i.MovedKey,
+		&i.Epoch,
+		&i.OnHostLoss,
+		&i.CheckpointEverySec,
+		&i.CheckpointID,
+		&i.CheckpointKey,
+		&i.CheckpointAt,
+	)
+	return i, err
+}
+
 const setMovingNote = `-- name: SetMovingNote :exec
 UPDATE sandboxes SET moving_note = $1 WHERE id = $2 AND moving_note <> $1
 `
@@ -1290,16 +1574,43 @@ func (q *Queries) SetMovingNote(ctx context.Context, note string, iD string) err
 	return err
 }
 
+const setNewestCheckpoint = `-- name: SetNewestCheckpoint :exec
+UPDATE sandboxes SET checkpoint_id = $1, checkpoint_key = $2, checkpoint_at = $3
+WHERE id = $4 AND host_id = $5 AND epoch = $6 AND state IN ('running', 'paused')
+`
+
+type SetNewestCheckpointParams struct {
+	CheckpointID  string
+	CheckpointKey string
+	CheckpointAt  *time.Time
+	ID            string
+	HostID        string
+	Epoch         int64
+}
+
+// It is no change of the sandbox.
+func (q *Queries) SetNewestCheckpoint(ctx context.Context, arg SetNewestCheckpointParams) error {
+	_, err := q.db.Exec(ctx, setNewestCheckpoint,
+		arg.CheckpointID,
+		arg.CheckpointKey,
+		arg.CheckpointAt,
+		arg.ID,
+		arg.HostID,
+		arg.Epoch,
+	)
+	return err
+}
+
 const setSandboxMetadata = `-- name: SetSandboxMetadata :one
 WITH moved AS (
     UPDATE sandboxes SET metadata = $1, updated_at = clock_timestamp(), version = version + 1
     WHERE sandboxes.id = $2 AND sandboxes.version = $3 AND sandboxes.state IN ('running', 'paused')
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, $4, 'metadata set' FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at FROM moved
 `
 
 type SetSandboxMetadataParams struct {
@@ -1345,6 +1656,12 @@ type SetSandboxMetadataRow struct {
 	Moving             bool
 	MovingNote         string
 	MovedKey           string
+	Epoch              int64
+	OnHostLoss         string
+	CheckpointEverySec int32
+	CheckpointID       string
+	CheckpointKey      string
+	CheckpointAt       *time.Time
 }
 
 func (q *Queries) SetSandboxMetadata(ctx context.Context, arg SetSandboxMetadataParams) (SetSandboxMetadataRow, error) {
@@ -1391,6 +1708,12 @@ func (q *Queries) SetSandboxMetadata(ctx context.Context, arg SetSandboxMetadata
 		&i.Moving,
 		&i.MovingNote,
 		&i.MovedKey,
+		&i.Epoch,
+		&i.OnHostLoss,
+		&i.CheckpointEverySec,
+		&i.CheckpointID,
+		&i.CheckpointKey,
+		&i.CheckpointAt,
 	)
 	return i, err
 }
@@ -1399,12 +1722,12 @@ const setSandboxNetwork = `-- name: SetSandboxNetwork :one
 WITH moved AS (
     UPDATE sandboxes SET network = $1, updated_at = clock_timestamp(), version = version + 1
     WHERE sandboxes.id = $2 AND sandboxes.version = $3 AND sandboxes.state IN ('running', 'paused')
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, $4, 'network policy set' FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at FROM moved
 `
 
 type SetSandboxNetworkParams struct {
@@ -1450,6 +1773,12 @@ type SetSandboxNetworkRow struct {
 	Moving             bool
 	MovingNote         string
 	MovedKey           string
+	Epoch              int64
+	OnHostLoss         string
+	CheckpointEverySec int32
+	CheckpointID       string
+	CheckpointKey      string
+	CheckpointAt       *time.Time
 }
 
 func (q *Queries) SetSandboxNetwork(ctx context.Context, arg SetSandboxNetworkParams) (SetSandboxNetworkRow, error) {
@@ -1496,6 +1825,12 @@ func (q *Queries) SetSandboxNetwork(ctx context.Context, arg SetSandboxNetworkPa
 		&i.Moving,
 		&i.MovingNote,
 		&i.MovedKey,
+		&i.Epoch,
+		&i.OnHostLoss,
+		&i.CheckpointEverySec,
+		&i.CheckpointID,
+		&i.CheckpointKey,
+		&i.CheckpointAt,
 	)
 	return i, err
 }
@@ -1509,12 +1844,12 @@ WITH moved AS (
         updated_at = CASE WHEN state = 'paused' THEN updated_at ELSE clock_timestamp() END,
         version = version + 1
     WHERE sandboxes.id = $2 AND sandboxes.version = $3 AND sandboxes.state IN ('running', 'paused')
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, $4, $5 FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at FROM moved
 `
 
 type SetSandboxTimeoutParams struct {
@@ -1561,6 +1896,12 @@ type SetSandboxTimeoutRow struct {
 	Moving             bool
 	MovingNote         string
 	MovedKey           string
+	Epoch              int64
+	OnHostLoss         string
+	CheckpointEverySec int32
+	CheckpointID       string
+	CheckpointKey      string
+	CheckpointAt       *time.Time
 }
 
 func (q *Queries) SetSandboxTimeout(ctx context.Context, arg SetSandboxTimeoutParams) (SetSandboxTimeoutRow, error) {
@@ -1608,6 +1949,12 @@ func (q *Queries) SetSandboxTimeout(ctx context.Context, arg SetSandboxTimeoutPa
 		&i.Moving,
 		&i.MovingNote,
 		&i.MovedKey,
+		&i.Epoch,
+		&i.OnHostLoss,
+		&i.CheckpointEverySec,
+		&i.CheckpointID,
+		&i.CheckpointKey,
+		&i.CheckpointAt,
 	)
 	return i, err
 }
@@ -1616,12 +1963,12 @@ const setStored = `-- name: SetStored :one
 WITH changed AS (
     UPDATE sandboxes SET stored_at = $1, stored_key = $2, version = version + 1
     WHERE sandboxes.id = $3 AND sandboxes.version = $4 AND sandboxes.state = 'paused'
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT changed.id, changed.version, changed.state, changed.state, changed.host_id, $5, $6 FROM changed
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key FROM changed
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at FROM changed
 `
 
 type SetStoredParams struct {
@@ -1669,6 +2016,12 @@ type SetStoredRow struct {
 	Moving             bool
 	MovingNote         string
 	MovedKey           string
+	Epoch              int64
+	OnHostLoss         string
+	CheckpointEverySec int32
+	CheckpointID       string
+	CheckpointKey      string
+	CheckpointAt       *time.Time
 }
 
 // Where a paused sandbox is stored; nowhere with a key of ”.
@@ -1718,6 +2071,12 @@ func (q *Queries) SetStored(ctx context.Context, arg SetStoredParams) (SetStored
 		&i.Moving,
 		&i.MovingNote,
 		&i.MovedKey,
+		&i.Epoch,
+		&i.OnHostLoss,
+		&i.CheckpointEverySec,
+		&i.CheckpointID,
+		&i.CheckpointKey,
+		&i.CheckpointAt,
 	)
 	return i, err
 }
@@ -1730,12 +2089,12 @@ WITH changed AS (
         updated_at = clock_timestamp(),
         version = version + 1
     WHERE sandboxes.id = $3 AND sandboxes.version = $4 AND sandboxes.state = 'running'
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT changed.id, changed.version, changed.state, changed.state, changed.host_id, $5, $6 FROM changed
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key FROM changed
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at FROM changed
 `
 
 type SetUnresponsiveParams struct {
@@ -1783,6 +2142,12 @@ type SetUnresponsiveRow struct {
 	Moving             bool
 	MovingNote         string
 	MovedKey           string
+	Epoch              int64
+	OnHostLoss         string
+	CheckpointEverySec int32
+	CheckpointID       string
+	CheckpointKey      string
+	CheckpointAt       *time.Time
 }
 
 // A running sandbox whose guest does not answer, or answers again; then since is null.
@@ -1832,6 +2197,12 @@ func (q *Queries) SetUnresponsive(ctx context.Context, arg SetUnresponsiveParams
 		&i.Moving,
 		&i.MovingNote,
 		&i.MovedKey,
+		&i.Epoch,
+		&i.OnHostLoss,
+		&i.CheckpointEverySec,
+		&i.CheckpointID,
+		&i.CheckpointKey,
+		&i.CheckpointAt,
 	)
 	return i, err
 }

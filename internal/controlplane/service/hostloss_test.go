@@ -1,0 +1,100 @@
+package service_test
+
+import (
+	"testing"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/controlplane/service"
+	"wrenn/internal/testkit"
+)
+
+// checkpointKey is where a host stores a checkpoint of a sandbox of the caller's team.
+func checkpointKey(c service.Caller) string { return "teams/" + string(c.Team) + "/snapshots/c1.x" }
+
+// TestRestoreOnHostLoss: of the running sandboxes of a host that an operator declares lost
+// those continue on another one that are to be restored and have a stored checkpoint. The
+// others fail, and say which checkpoint is left.
+func TestRestoreOnHostLoss(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, storing(), storing())
+	s, _ := w.replica(t, nil)
+	seeAll(t, s, 2)
+	make := func(loss wrenn.OnHostLoss, stored bool) *wrenn.Sandbox {
+		t.Helper()
+		sb := createOn(t, s, w.caller, "h1", service.CreateSandbox{OnHostLoss: loss})
+		if !stored {
+			return sb
+		}
+		cp := wrenn.NewCheckpointID()
+		w.on("h1").StoreCheckpoint(sb.ID, cp, checkpointKey(w.caller))
+		testkit.WaitUntil(t, "the row has the checkpoint", func() bool {
+			now, err := s.Sandbox(t.Context(), w.caller, sb.ID)
+			if err != nil || now.Newest.ID != cp {
+				return false
+			}
+			sb = now
+			return true
+		})
+		return sb
+	}
+	restored, waits, fails := make(wrenn.RestoreOnHostLoss, true), make(wrenn.RestoreOnHostLoss, false), make("", true)
+	if restored.Newest.Stored.Key != checkpointKey(w.caller) || restored.Newest.Stored.At.IsZero() || restored.OnHostLoss != wrenn.RestoreOnHostLoss || fails.OnHostLoss != wrenn.FailOnHostLoss {
+		t.Errorf("%+v", restored)
+	}
+	w.servers[0].Stop()
+	// A host that does not answer is not lost.
+	testkit.WaitUntil(t, "the host is known not to answer", func() bool {
+		h, err := s.Host(t.Context(), service.Caller{}, "h1")
+		return err == nil && !h.Reachable
+	})
+	if now := w.reaches(t, restored.ID, wrenn.Running); now.Host != "h1" {
+		t.Fatalf("it was moved before an operator said anything: %+v", now)
+	}
+	testkit.WaitNoError(t, "the host can be declared lost", func() error {
+		_, err := s.LoseHost(t.Context(), w.caller, "h1")
+		return err
+	})
+	testkit.WaitUntil(t, "the sandbox runs on the other host", func() bool {
+		now, err := s.Sandbox(t.Context(), w.caller, restored.ID)
+		return err == nil && now.State == wrenn.Running && now.Host == "h2" && now.Epoch == 2 && !now.Moving
+	})
+	_, err := s.Exec(t.Context(), w.caller, restored.ID, wrenn.ExecCommand{Cmd: "echo"})
+	testkit.Must(t, err)
+	w.checkEvents(t, w.reaches(t, restored.ID, wrenn.Running))
+	none, named := w.reaches(t, waits.ID, wrenn.Failed), w.reaches(t, fails.ID, wrenn.Failed)
+	if none.Reason != "its host was lost, and no checkpoint of it was in the snapshot store" || none.EndCause != wrenn.CauseLost {
+		t.Errorf("%+v", none)
+	}
+	if want := "its host was lost; its newest checkpoint in the snapshot store is " + string(fails.Newest.ID); len(named.Reason) < len(want) || named.Reason[:len(want)] != want {
+		t.Errorf("%q", named.Reason)
+	}
+
+	testkit.Must(t, w.servers[0].Start(t.Context())) // it was not gone
+	testkit.WaitUntil(t, "the old copy is paused for good", func() bool {
+		_, by := w.on("h1").Epochs(restored.ID)
+		return by == 2 && w.on("h1").Sandboxes()[restored.ID] == wrenn.ObservedPaused
+	})
+	if got := w.on("h1").Sandboxes(); len(got) != 3 || got[fails.ID] != wrenn.ObservedRunning || w.on("h2").Sandboxes()[restored.ID] != wrenn.ObservedRunning {
+		t.Errorf("the hosts have %v and %v", got, w.on("h2").Sandboxes())
+	}
+}
+
+// TestHostLossIsBounded: what cannot be done is refused.
+func TestHostLossIsBounded(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, storing())
+	s, _ := w.replica(t, nil)
+	for want, req := range map[string]service.CreateSandbox{
+		"use fail or restore": {OnHostLoss: "pray"},
+		"every 1m0s to":       {SandboxSpec: wrenn.SandboxSpec{CheckpointEvery: time.Second}},
+		"to 24h0m0s":          {SandboxSpec: wrenn.SandboxSpec{CheckpointEvery: 25 * time.Hour}},
+	} {
+		_, err := s.CreateSandbox(t.Context(), w.caller, req)
+		testkit.WantCode(t, err, wrenn.Invalid, want)
+	}
+	sb, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{SandboxSpec: wrenn.SandboxSpec{CheckpointEvery: 5 * time.Minute}})
+	if err != nil || sb.CheckpointEvery != 5*time.Minute {
+		t.Errorf("%+v, %v", sb, err)
+	}
+}
