@@ -24,6 +24,7 @@ import (
 	"wrenn/internal/controlplane/vault"
 	"wrenn/internal/host/server/agenttest"
 	"wrenn/internal/pgtest"
+	"wrenn/internal/run"
 	"wrenn/internal/testkit"
 )
 
@@ -38,23 +39,19 @@ const (
 
 func TestMain(m *testing.M) {
 	if raw := os.Getenv(planeConfig); raw != "" {
-		if err := servePlane(raw); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
+		run.Main(func(ctx context.Context, _ []string) error { return servePlane(ctx, raw) })
 	}
 	pgtest.Main(m)
 }
 
-// servePlane is the process of a control plane. It ends by a signal.
-func servePlane(raw string) error {
+// servePlane is the process of a control plane, which raw configures.
+func servePlane(ctx context.Context, raw string) error {
 	cfg := controlplane.Defaults()
 	if err := json.Unmarshal([]byte(raw), &cfg); err != nil {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	return controlplane.Run(context.Background(), cfg, log, nil)
+	return controlplane.Run(ctx, cfg, log, nil)
 }
 
 // plane is a control plane in its own process.
@@ -177,7 +174,7 @@ func setting(t *testing.T, name string, usual uint64) uint64 {
 // TestChaos has clients that retry use two control planes with three hosts, while
 // processes are killed, stopped and restarted. Then every sandbox is what its client
 // knows of it, and after their deletion nothing is left on the hosts. Guests are
-// processes of this machine, so the test says nothing of disks and memory.
+// processes of this machine, so disks and memory are not compared.
 // WRENN_TEST_CHAOS_SEED repeats the order of faults.
 func TestChaos(t *testing.T) {
 	seed := setting(t, "WRENN_TEST_CHAOS_SEED", rand.Uint64())

@@ -31,6 +31,7 @@ type user struct {
 
 // work uses sandboxes until ctx ends. A call in progress is brought to its end.
 func (u *user) work(t *testing.T, ctx context.Context) { //nolint:revive // t is first in tests
+	t.Helper()
 	for ctx.Err() == nil && !t.Failed() {
 		if err := u.step(t.Context()); err != nil {
 			t.Errorf("%s: sandbox %q: %v", u.name, u.id, err)
@@ -80,8 +81,8 @@ func (u *user) until(ctx context.Context, call func(context.Context, *client.Cli
 
 // again reports whether a client repeats the call.
 func again(err error) bool {
-	var e *client.Error
-	if !errors.As(err, &e) {
+	e, ok := errors.AsType[*client.Error](err)
+	if !ok {
 		return true // canceled by its own limit
 	}
 	switch e.Code {
@@ -195,8 +196,7 @@ func settled(s client.State) bool {
 }
 
 func code(err error) client.Code {
-	var e *client.Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*client.Error](err); ok {
 		return e.Code
 	}
 	return ""
