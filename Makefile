@@ -83,6 +83,11 @@ sdk-matrix: build ## call every method of E2B's SDKs, command line and code inte
 recipes: ## test the programs of images/templates on this machine, with E2B's SDK; needs python3-venv
 	@scripts/recipes.sh
 
+.PHONY: chaos
+chaos: ## kill, stop and restart control planes, host agents and PostgreSQL under load for MINUTES (default 30), then compare with what clients know; needs root and PostgreSQL
+	$(AS_ROOT) env PATH="$$PATH" WRENN_TEST_CHAOS_SECONDS=$$(($(or $(MINUTES),30) * 60)) WRENN_TEST_CHAOS_SEED=$(SEED) \
+		go test -trimpath -tags root -count=1 -timeout 24h -run TestChaos -v ./internal/livetest
+
 .PHONY: bench
 bench: build ## measure the performance goals, each against the bare limit in the same run
 	@scripts/bench.sh $(ARGS)

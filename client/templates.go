@@ -241,8 +241,9 @@ func (c *Client) BuildLog(ctx context.Context, template, build string, from int6
 	return out, nil
 }
 
-// followEvery is the polling interval of FollowBuild: the server writes the log once a second.
-const followEvery = time.Second
+// followEvery is the polling interval of FollowBuild, that of E2B's SDKs. The server writes the
+// log once a second, but the end of a build at once.
+const followEvery = 200 * time.Millisecond
 
 // FollowBuild waits until the build with that id has succeeded or failed, and returns it. It
 // calls line for each line of the build's log. It retries when the server cannot be

@@ -27,6 +27,7 @@ import (
 	"wrenn/internal/network"
 	"wrenn/internal/objects"
 	"wrenn/internal/telemetry"
+	"wrenn/internal/tracing"
 	"wrenn/internal/vm/qemu"
 )
 
@@ -47,13 +48,14 @@ type config struct {
 	Zone   string            `toml:"zone"`   // hosts of one zone may fail together
 	Labels map[string]string `toml:"labels"` // what sandboxes may require: [labels] gpu = "a10"
 
-	TLS     server.TLS    `toml:"tls"` // needed when listen is not a socket or loopback
-	Log     logConfig     `toml:"log"`
-	Driver  driverConfig  `toml:"driver"`
-	Network networkConfig `toml:"network"`
-	Limits  limitsConfig  `toml:"limits"`
-	Warm    warmConfig    `toml:"warm"`
-	Ready   readyConfig   `toml:"ready"`
+	TLS     server.TLS     `toml:"tls"` // needed when listen is not a socket or loopback
+	Log     logConfig      `toml:"log"`
+	Traces  tracing.Export `toml:"traces"` // where spans of traced requests are sent to; default none
+	Driver  driverConfig   `toml:"driver"`
+	Network networkConfig  `toml:"network"`
+	Limits  limitsConfig   `toml:"limits"`
+	Warm    warmConfig     `toml:"warm"`
+	Ready   readyConfig    `toml:"ready"`
 
 	Templates templatesConfig `toml:"templates"`
 	Store     storeConfig     `toml:"store"`
@@ -265,6 +267,7 @@ func (c *config) Check(problems *configfile.Problems) {
 	if c.Store.URL != "" {
 		problems.Add(objects.CheckURL(c.Store.URL))
 	}
+	c.Traces.Check(problems)
 	problems.Add(c.network().Check())
 	problems.Add(c.Templates.Images.Check())
 	problems.Add(c.listen().Check())

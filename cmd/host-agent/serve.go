@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
 	"wrenn"
@@ -24,6 +25,7 @@ import (
 	"wrenn/internal/rollback"
 	"wrenn/internal/run"
 	"wrenn/internal/telemetry"
+	"wrenn/internal/tracing"
 )
 
 type serveCommand struct {
@@ -51,6 +53,12 @@ func (c *serveCommand) Run(ctx context.Context, line *commandLine, std streams) 
 	if err != nil {
 		return err
 	}
+	spans, err := tracing.Open(ctx, cfg.Traces, tracing.Process{Name: "wrenn-host-agent", Sampler: tracing.Joined(), Registry: a.registry, Log: log})
+	if err != nil {
+		return err
+	}
+	defer spans.Close(ctx)
+	a.traces = spans.Provider()
 	if metrics == nil {
 		return a.work(ctx, std.err)
 	}
@@ -72,6 +80,7 @@ type agent struct {
 	log      *slog.Logger
 	registry *prometheus.Registry
 	drain    bool
+	traces   trace.TracerProvider // nil makes no spans
 	memory   *budget.Budget
 	serving  atomic.Pointer[sandbox.Manager] // nil before requests are served, and during the stop
 }
@@ -167,7 +176,7 @@ func (a *agent) serve(ctx context.Context, h *host.Host, rpc net.Listener) error
 		g.Go(func() error { return joined.KeepRenewed(ctx, a.log) })
 	}
 	g.Go(func() error {
-		return server.Serve(ctx, server.Config{Manager: h.Manager, Templates: h.Templates, Volumes: h.Volumes, Driver: h.Driver.Name(), Facts: a.facts(h), Version: buildinfo.Read().Short(), Log: a.log, Memory: a.memory}, rpc)
+		return server.Serve(ctx, server.Config{Manager: h.Manager, Templates: h.Templates, Volumes: h.Volumes, Driver: h.Driver.Name(), Facts: a.facts(h), Version: buildinfo.Read().Short(), Log: a.log, Memory: a.memory, Traces: a.traces}, rpc)
 	})
 	a.log.LogAttrs(ctx, slog.LevelInfo, "agent ready", slog.String("listen", rpc.Addr().String()), slog.String("driver", h.Driver.Name()),
 		slog.Int("sandboxes", h.Manager.Live()))

@@ -88,6 +88,7 @@ func Command(ctx context.Context, args []string, std Std) error {
 	if err != nil {
 		return err
 	}
+	addExamples(parser.Model)
 	switch {
 	case len(args) == 0:
 		args = []string{"--help"}

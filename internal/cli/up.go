@@ -22,6 +22,7 @@ import (
 	"wrenn/internal/parts"
 	"wrenn/internal/plain"
 	"wrenn/internal/run"
+	"wrenn/internal/tracing"
 )
 
 type upCommand struct {
@@ -41,6 +42,7 @@ type upCommand struct {
 	ACME         string `name:"acme" type:"path" placeholder:"FILE" help:"Get the certificate for *.NAME by ACME, such as from Let's Encrypt: a TOML file with the keys of [domain.acme], see docs/ports.md."`
 	Metrics      string `placeholder:"ADDRESS" help:"Address to serve Prometheus /metrics of the control plane at, such as 127.0.0.1:9464; default: none."`
 	AgentMetrics string `placeholder:"ADDRESS" help:"The same for the host agent, such as 127.0.0.1:49981; default: none."`
+	Traces       string `placeholder:"URL" help:"Trace all requests, and send the traces by OTLP over HTTP to a collector, such as http://127.0.0.1:4318; default: none."`
 	DatabaseURL  string `name:"database-url" env:"DATABASE_URL" placeholder:"URL" help:"An existing PostgreSQL; default: a private one in --state."`
 	OnExit       string `enum:"keep,destroy" default:"keep" help:"What happens to the sandboxes when up stops: ${enum}. With keep they keep running, and the next up finds them."`
 	Driver       string `enum:"auto,firecracker,qemu-kvm,qemu" default:"auto" help:"What runs the machines: ${enum}. qemu is software emulation; auto is the first that works."`
@@ -84,6 +86,9 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
+	if err := (tracing.Export{Endpoint: c.Traces}).CheckEndpoint(); err != nil {
+		return wrenn.Errorf(wrenn.Invalid, "--traces: %v", err)
+	}
 	run.SurviveBrokenPipes()
 	ctx, lost := context.WithCancel(ctx)
 	defer lost()
@@ -93,7 +98,7 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 		defer stopNotify()
 	}
 	cfg := up.Config{
-		StateDir: c.State, RunDir: c.RunDir, Listen: c.Listen, PlainHTTP: c.PlainHTTP, Metrics: c.Metrics, AgentMetrics: c.AgentMetrics, WebhookAllow: c.WebhookAllow,
+		StateDir: c.State, RunDir: c.RunDir, Listen: c.Listen, PlainHTTP: c.PlainHTTP, Metrics: c.Metrics, AgentMetrics: c.AgentMetrics, Traces: tracing.Export{Endpoint: c.Traces}, WebhookAllow: c.WebhookAllow,
 		Domain: domain, DomainListen: c.DomainListen, Certificate: certs.Files{Certificate: c.TLSCert, Key: c.TLSKey}, ACME: authority, DatabaseURL: c.DatabaseURL,
 		Team: "default", Destroy: c.OnExit == "destroy",
 		Agent: up.AgentConfig{

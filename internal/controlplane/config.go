@@ -21,6 +21,7 @@ import (
 	"wrenn/internal/controlplane/authority"
 	"wrenn/internal/controlplane/service"
 	"wrenn/internal/controlplane/tokenreview"
+	"wrenn/internal/tracing"
 )
 
 // Config is the configuration file; packaging/control-plane.toml has all keys.
@@ -47,6 +48,21 @@ type Config struct {
 	Webhooks Webhooks    `toml:"webhooks"`
 	Fleet    Fleet       `toml:"fleet"`
 	Limits   Limits      `toml:"limits"`
+	Traces   Traces      `toml:"traces"`
+}
+
+// Traces says which requests are traced, and where their spans are sent to.
+type Traces struct {
+	tracing.Export
+	// Sample is the share of requests that are traced, 0 to 1.
+	Sample float64 `toml:"sample"`
+}
+
+func (t Traces) check(problems *config.Problems) {
+	t.Check(problems)
+	if !(t.Sample >= 0 && t.Sample <= 1) { // NaN is neither
+		problems.Addf("traces.sample: use 0 to 1")
+	}
 }
 
 // Domain is where clients find the API and the ports of sandboxes by name.
@@ -181,6 +197,7 @@ func Defaults() Config {
 		Fleet:    Fleet{Kubernetes: tokenreview.Config{ServiceAccounts: []string{}}},
 		Webhooks: Webhooks{AllowAddresses: []netip.Prefix{}, DenyAddresses: []netip.Prefix{}},
 		Database: Database{MaxConnections: 16, KeepEnded: Duration{30 * 24 * time.Hour}, KeepAudit: Duration{90 * 24 * time.Hour}, KeepUsage: Duration{400 * 24 * time.Hour}},
+		Traces:   Traces{Sample: 0.1},
 		Limits: Limits{
 			RequestsPerSecond: 500, RequestBurst: 1000, OpenRequests: 1000,
 			Sandboxes: 100, TeamMemoryMB: 262144, VCPUs: 8, MemoryMB: 16384, DiskMB: 20480,
@@ -252,6 +269,7 @@ func (c *Config) Check(problems *config.Problems) {
 	if c.Database.KeepUsage.Duration < 0 {
 		problems.Addf("database.keep_usage: must not be below 0")
 	}
+	c.Traces.check(problems)
 	if c.MemoryLimitMB < 0 {
 		problems.Addf("memory_limit_mb: must not be below 0")
 	}

@@ -14,6 +14,7 @@ import (
 	"os"
 	"syscall"
 
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
 	"wrenn"
@@ -29,6 +30,7 @@ import (
 	"wrenn/internal/controlplane/vault"
 	"wrenn/internal/controlplane/webhook"
 	"wrenn/internal/telemetry"
+	"wrenn/internal/tracing"
 )
 
 // NewLogger returns a logger to w as cfg configures it.
@@ -60,12 +62,19 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(Addresses
 		return err
 	}
 	defer listeners.close()
-	svc, closeStore, err := Open(ctx, cfg, log)
+	registry := telemetry.NewRegistry()
+	traces, err := tracing.Open(ctx, cfg.Traces.Export, tracing.Process{
+		Name: "wrenn-control-plane", Sampler: tracing.Sampled(cfg.Traces.Sample), Registry: registry, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	defer traces.Close(ctx)
+	svc, closeStore, err := open(ctx, cfg, traces.Provider(), log)
 	if err != nil {
 		return err
 	}
 	defer closeStore()
-	registry := telemetry.NewRegistry()
 	registry.MustRegister(svc.Collector())
 	ports, err := gateway.New(gateway.Config{Sandboxes: svc.Ports, Log: log, Metrics: registry})
 	if err != nil {
@@ -76,7 +85,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(Addresses
 		PerSecond: cfg.Limits.RequestsPerSecond, Burst: cfg.Limits.RequestBurst, Open: cfg.Limits.OpenRequests,
 	})
 	server, err := api.New(api.Config{
-		Service: svc, Admission: door, Log: log, Metrics: registry, Domain: cfg.Domain.url(), ShutdownGrace: cfg.ShutdownGrace.Duration,
+		Service: svc, Admission: door, Log: log, Metrics: registry, Traces: traces.Provider(), Domain: cfg.Domain.url(), ShutdownGrace: cfg.ShutdownGrace.Duration,
 	})
 	if err != nil {
 		return err
@@ -130,6 +139,10 @@ func readyUntil(stop context.Context, ready telemetry.Ready) telemetry.Ready {
 // Open returns the use cases on the database of cfg, for commands that do not
 // serve. The caller closes the store when it is done with the service.
 func Open(ctx context.Context, cfg Config, log *slog.Logger) (svc *service.Service, closeStore func(), err error) {
+	return open(ctx, cfg, nil, log)
+}
+
+func open(ctx context.Context, cfg Config, traces trace.TracerProvider, log *slog.Logger) (svc *service.Service, closeStore func(), err error) {
 	hosts, err := cfg.hosts(log)
 	if err != nil {
 		return nil, nil, err
@@ -150,7 +163,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (svc *service.Servi
 	if err != nil {
 		return nil, nil, err
 	}
-	svc, err = service.New(service.Config{Hosts: hosts, KeepEnded: cfg.Database.KeepEnded.Duration, KeepAudit: cfg.Database.KeepAudit.Duration, KeepUsage: cfg.Database.KeepUsage.Duration, Vault: keys, Authority: signs, Reviewer: reviewer, Webhooks: service.WebhookConfig{Config: webhook.Config{
+	svc, err = service.New(service.Config{Hosts: hosts, Traces: traces, KeepEnded: cfg.Database.KeepEnded.Duration, KeepAudit: cfg.Database.KeepAudit.Duration, KeepUsage: cfg.Database.KeepUsage.Duration, Vault: keys, Authority: signs, Reviewer: reviewer, Webhooks: service.WebhookConfig{Config: webhook.Config{
 		Allow: cfg.Webhooks.AllowAddresses, Deny: cfg.Webhooks.DenyAddresses, PlainHTTP: cfg.Webhooks.PlainHTTP,
 	}}, Limits: service.Limits{
 		Limits: postgres.Limits{

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -142,6 +144,10 @@ func TestDashboard(t *testing.T) {
 	d.terminal(t, box)
 	d.files(t, box)
 	d.tree(t, box)
+	d.secrets(t)
+	d.clear(t)
+	d.volumes(t)
+	d.events(t)
 	d.others(t)
 	d.do(t, `location.hash = "#/start"; await shows("A key for the lines below"); await press("Make a key"); await shows("The new key" && "e2b_"); await shows("X-API-Key: e2b_");`)
 	d.look(t, "start")
@@ -184,10 +190,98 @@ func (d *dash) overview(t *testing.T, box string) {
 	t.Helper()
 	d.do(t, `location.hash = "#/sandboxes/%s"; await shows("Facts"); await shows("user=alice"); await press("1 hour"); await shows("Without use for 1 h");`, box)
 	d.look(t, "sandbox")
-	d.do(t, `location.hash = "#/sandboxes/%s/network"; await shows("Connections"); await press("denied"); await fill("Allow", "1.1.1.1"); await press("Set the policy"); await shows("The network policy is set");`, box)
-	d.look(t, "network")
+	d.network(t, box)
 	d.do(t, `location.hash = "#/sandboxes/%s/console"; await until("a console", () => document.querySelector("pre[aria-label=Console]"));`, box)
 	d.look(t, "console")
+}
+
+// network shows the layers of a policy, sets the sandbox's without a loss of what the
+// form does not have, and asks what it may reach.
+func (d *dash) network(t *testing.T, box string) {
+	t.Helper()
+	_, err := d.client.SetTeamNetwork(t.Context(), client.NetworkPolicy{Deny: []string{"8.8.8.0/24"}})
+	testkit.Must(t, err)
+	headers := []client.HeaderRule{{Host: "api.example.com", Headers: map[string]string{"X-Team": "birds"}}}
+	_, err = d.client.SetNetwork(t.Context(), box, client.NetworkPolicy{Headers: headers})
+	testkit.Must(t, err)
+	d.do(t, `location.hash = "#/sandboxes/%s/network"; await shows("Connections"); await shows("8.8.8.0/24"); await shows("api.example.com X-Team: birds");
+		await press("denied"); await fill("Allow", "1.1.1.1"); await press("Set the policy"); await shows("The network policy is set");
+		await until("the team's policy, still", () => document.querySelector("dl.layers").innerText.includes("8.8.8.0/24"));`, box)
+	policy, err := d.client.Network(t.Context(), box)
+	testkit.Must(t, err)
+	if policy.Default != client.DenyByDefault || !slices.Equal(policy.Allow, []string{"1.1.1.1"}) || !reflect.DeepEqual(policy.Headers, headers) {
+		t.Errorf("the policy is %+v", policy)
+	}
+	d.do(t, `await fill("Host", "1.1.1.1"); await press("Explain"); await shows("Allowed:"); await shows("the sandbox: allow 1.1.1.1");
+		await fill("Host", "8.8.8.8"); await press("Explain"); await shows("Denied:");`)
+	d.look(t, "network")
+}
+
+// secrets stores a secret, gives it another value and deletes it. The page never has
+// the value again.
+func (d *dash) secrets(t *testing.T) {
+	t.Helper()
+	stored := func(version int) {
+		t.Helper()
+		list, err := d.client.Secrets(t.Context())
+		if err != nil || len(list) != 1 || list[0].Name != "token" || list[0].Version != version {
+			t.Errorf("the secrets are %+v, %v", list, err)
+		}
+	}
+	d.do(t, `location.hash = "#/secrets"; await shows("No secrets yet"); await press("New secret"); await fill("Name", "Token"); await fill("Value", "the first value");
+		await press("Store it"); await shows("Stored “token”, version 1"); await until("its row", () => named("Delete token")); await gone("the first value");`)
+	stored(1)
+	d.do(t, `await press("New secret"); await fill("Name", "TOKEN"); await fill("Value", "no"); await press("Store it"); await shows("A secret of this name exists"); await press("Close");`)
+	stored(1)
+	d.do(t, `await press("New value for token"); if ((await until("the field", () => named("Value"))).value) throw new Error("an earlier value is shown");
+		await fill("Value", "the second value"); await press("Store it"); await shows("version 2"); await gone("New value for “token”");`)
+	stored(2)
+	if page := d.tab.Evaluate(t, `document.documentElement.outerHTML`); strings.Contains(page, "the second value") {
+		t.Error("the page has the value")
+	}
+	d.look(t, "secrets")
+	d.do(t, `await press("Delete token"); await shows("Its value is lost"); await press("Delete", "[role=alertdialog] button"); await shows("No secrets yet");`)
+	if list, err := d.client.Secrets(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("the secrets are %+v, %v", list, err)
+	}
+}
+
+// clear deletes all sandboxes: the host has few slots.
+func (d *dash) clear(t *testing.T) {
+	t.Helper()
+	for box, err := range d.client.Sandboxes(t.Context(), client.ListSandboxes{States: []client.State{client.Running, client.Paused}}) {
+		testkit.Must(t, err)
+		testkit.Must(t, d.client.DeleteSandbox(t.Context(), box.ID))
+	}
+}
+
+// volumes makes a volume, sees what mounts it, and deletes it when nothing does.
+func (d *dash) volumes(t *testing.T) {
+	t.Helper()
+	d.do(t, `location.hash = "#/volumes"; await shows("No volumes yet"); await press("New volume"); await fill("Name", "data"); await fill("Size in GiB", "1"); await press("Create the volume");
+		await until("its row", () => named("Delete data")); await shows("1 GiB"); await shows("nothing");`)
+	box, err := d.client.CreateSandbox(t.Context(), client.CreateSandbox{Volumes: []client.VolumeMount{{Volume: "data", Path: "/data"}}})
+	testkit.Must(t, err)
+	d.do(t, `await shows("at /data"); if (named("Delete data")) throw new Error("a volume that is used can be deleted");`)
+	d.look(t, "volumes")
+	testkit.Must(t, d.client.DeleteSandbox(t.Context(), box.ID))
+	d.do(t, `await press("Delete data"); await shows("Its files are lost"); await press("Delete", "[role=alertdialog] button"); await shows("No volumes yet");`)
+	if list, err := d.client.Volumes(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("the volumes are %+v, %v", list, err)
+	}
+}
+
+// events shows what happens to sandboxes as it happens.
+func (d *dash) events(t *testing.T) {
+	t.Helper()
+	d.do(t, `location.hash = "#/events"; await shows("What happens to the team's sandboxes");`)
+	box := d.create(t, d.client)
+	_, err := d.client.PauseSandbox(t.Context(), box)
+	testkit.Must(t, err)
+	d.do(t, `await fill("Filter", %[1]q); await until("it is paused", () => all("tbody tr").some(r => r.innerText.includes(%[1]q) && r.innerText.includes("paused")));`, box)
+	testkit.Must(t, d.client.DeleteSandbox(t.Context(), box))
+	d.do(t, `await until("it is stopped", () => all("tbody tr")[0]?.innerText.includes("stopped")); await fill("Filter", "no such"); await shows("No event matches"); await fill("Filter", "");`)
+	d.look(t, "events")
 }
 
 // terminal uses a shell, breaks its connection, and sees that nothing is lost. What the

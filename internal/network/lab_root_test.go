@@ -308,6 +308,7 @@ func echo(tb testing.TB, conn net.Conn) {
 type guest struct {
 	path string
 	tap  *os.File // the slot's end
+	card *os.File // the guest's
 	stop func()
 }
 
@@ -316,7 +317,7 @@ func newGuest(tb testing.TB, s *Slot) *guest {
 	name := fmt.Sprintf("%sguest%dx%d", s.pool.cfg.Prefix, s.Index(), labs.Add(1))
 	g := &guest{path: newNamespace(tb, name)}
 	g.tap = openTAP(tb, s.Namespace(), s.TAP())
-	card := openTAP(tb, g.path, "eth0")
+	g.card = openTAP(tb, g.path, "eth0")
 	inside(tb, g.path, func(nl *netlink.Handle) {
 		link, err := nl.LinkByName("eth0")
 		testkit.Must(tb, err)
@@ -326,9 +327,9 @@ func newGuest(tb testing.TB, s *Slot) *guest {
 	})
 	addRoute(tb, g.path, "0.0.0.0/0", GatewayAddress)
 	var wg sync.WaitGroup
-	wg.Go(func() { pump(g.tap, card) })
-	wg.Go(func() { pump(card, g.tap) })
-	g.stop = sync.OnceFunc(func() { g.tap.Close(); card.Close(); wg.Wait() })
+	wg.Go(func() { pump(g.tap, g.card) })
+	wg.Go(func() { pump(g.card, g.tap) })
+	g.stop = sync.OnceFunc(func() { g.tap.Close(); g.card.Close(); wg.Wait() })
 	tb.Cleanup(g.stop)
 	return g
 }

@@ -359,34 +359,40 @@ func TestUnfinishedInBucket(t *testing.T) {
 	}
 }
 
-// endsUploads is a body whose first read behind the first part removes all unfinished uploads.
+// endsUploads is a body whose first read at or behind the offset removes all unfinished uploads.
 type endsUploads struct {
 	io.ReaderAt
-	once sync.Once
-	end  func()
+	offset int64
+	once   sync.Once
+	end    func()
 }
 
 func (b *endsUploads) ReadAt(p []byte, off int64) (int, error) {
-	if off >= 20<<20 {
+	if off >= b.offset {
 		b.once.Do(b.end)
 	}
 	return b.ReaderAt.ReadAt(p, off)
 }
 
-// TestUnfinishedAtWork: an upload that is taken for one of a killed program is repeated.
+// TestUnfinishedAtWork: an upload that is taken for one of a killed program is repeated,
+// whether it ends before a part is sent or in the middle of one.
 func TestUnfinishedAtWork(t *testing.T) {
 	server := objectstest.StartServer(t)
 	s := open(t, server.URL(), server.Credentials, quick())
 	content := bytes.Repeat([]byte("0123456789abcdef"), 40<<16)
-	removed := 0
-	body := &endsUploads{ReaderAt: bytes.NewReader(content), end: func() {
-		n, err := s.DeleteUnfinished(t.Context(), "teams/", time.Now().Add(time.Hour))
-		removed += n
-		testkit.Must(t, err)
-	}}
-	testkit.Must(t, s.Put(t.Context(), "teams/a", body, int64(len(content)), false))
-	got, err := objects.ReadAll(t.Context(), s, "teams/a", int64(len(content)))
-	if err != nil || !bytes.Equal(got, content) || removed != 1 {
-		t.Errorf("%d bytes, %v; %d uploads were removed, want 1", len(got), err, removed)
+	for name, offset := range map[string]int64{"between": 16 << 20, "middle": 20 << 20} {
+		t.Run(name, func(t *testing.T) {
+			removed := 0
+			body := &endsUploads{ReaderAt: bytes.NewReader(content), offset: offset, end: func() {
+				n, err := s.DeleteUnfinished(t.Context(), "teams/", time.Now().Add(time.Hour))
+				removed += n
+				testkit.Must(t, err)
+			}}
+			testkit.Must(t, s.Put(t.Context(), "teams/"+name, body, int64(len(content)), false))
+			got, err := objects.ReadAll(t.Context(), s, "teams/"+name, int64(len(content)))
+			if err != nil || !bytes.Equal(got, content) || removed != 1 {
+				t.Errorf("%d bytes, %v; %d uploads were removed, want 1", len(got), err, removed)
+			}
+		})
 	}
 }

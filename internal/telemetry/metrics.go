@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/otel/trace"
 
 	"wrenn"
 )
@@ -26,6 +27,17 @@ func NewRegistry() *prometheus.Registry {
 	return registry
 }
 
+// Observe adds a duration to a histogram. Within a sampled span it is an exemplar with
+// the id of the trace.
+func Observe(ctx context.Context, histogram prometheus.Observer, took time.Duration) {
+	span := trace.SpanContextFromContext(ctx)
+	if e, ok := histogram.(prometheus.ExemplarObserver); ok && span.IsSampled() {
+		e.ObserveWithExemplar(took.Seconds(), prometheus.Labels{"trace_id": span.TraceID().String()})
+		return
+	}
+	histogram.Observe(took.Seconds())
+}
+
 // Ready returns nil if the program can do its work, else an error. Only the
 // message of a *wrenn.Error is shown to the client.
 type Ready func(context.Context) error
@@ -37,7 +49,7 @@ const readyWait = 5 * time.Second
 // /health and /ready have the same answers as those of the public API.
 func Serve(ctx context.Context, l net.Listener, registry *prometheus.Registry, ready Ready) error {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{EnableOpenMetrics: true}))
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, status{"ok"}) })
 	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, r *http.Request) { answerReady(w, r, ready) })
 	server := &http.Server{

@@ -9,6 +9,8 @@ import (
 	"io"
 	"log/slog"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"wrenn"
 )
 
@@ -75,6 +77,9 @@ func (h handler) Handle(ctx context.Context, line slog.Record) error {
 	})
 	if v.request != "" {
 		line.AddAttrs(slog.String("request", v.request))
+	}
+	if span := trace.SpanContextFromContext(ctx); span.IsSampled() {
+		line.AddAttrs(slog.String("trace", span.TraceID().String()))
 	}
 	if v.sandbox != "" {
 		line.AddAttrs(slog.String("sandbox", string(v.sandbox)))

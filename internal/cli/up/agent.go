@@ -84,6 +84,7 @@ func (a *agent) file(cfg Config) map[string]any {
 		"state": cfg.StateDir, "run": cfg.RunDir, "images": c.Images, "listen": "unix:" + a.socket, "metrics": cmp.Or(cfg.AgentMetrics, "off"),
 		"driver":  given(map[string]any{"name": c.Driver, "qemu": c.QEMU, "firecracker": c.Firecracker, "jailer": c.Jailer, "unjailed": c.Unjailed, "no_download": c.NoDownload, "kernel": c.Kernel, "initrd": c.Initrd}),
 		"limits":  map[string]any{"sandboxes": maxSandboxes},
+		"traces":  map[string]any{"endpoint": cfg.Traces.Endpoint},
 		"network": given(map[string]any{"range": c.Range, "prefix": c.Prefix}),
 	}
 }

@@ -27,6 +27,7 @@ import (
 	"wrenn/internal/controlplane/vault"
 	"wrenn/internal/pgserver"
 	"wrenn/internal/rollback"
+	"wrenn/internal/tracing"
 )
 
 const (
@@ -47,6 +48,8 @@ type Config struct {
 	Metrics   string // address of the control plane's metrics; "" means none
 	// AgentMetrics is the address of the host agent's metrics; "" means none.
 	AgentMetrics string
+	// Traces is where the spans of all requests are sent to; without an endpoint nowhere.
+	Traces tracing.Export
 	// WebhookAllow are addresses at which webhooks are reached, by http, too, although they
 	// are not public.
 	WebhookAllow []netip.Prefix
@@ -324,6 +327,7 @@ func (m *machine) makeKey(context.Context) error {
 // startControlPlane returns when the API accepts requests.
 func (m *machine) startControlPlane(ctx context.Context) error {
 	m.cp.Listen, m.cp.MetricsListen = m.cfg.Listen, m.cfg.Metrics
+	m.cp.Traces = controlplane.Traces{Export: m.cfg.Traces, Sample: 1}
 	m.cp.Webhooks.AllowAddresses, m.cp.Webhooks.PlainHTTP = m.cfg.WebhookAllow, len(m.cfg.WebhookAllow) > 0
 	m.cp.Hosts = []controlplane.Host{{ID: hostID, URL: "unix://" + m.socket}}
 	bound := make(chan controlplane.Addresses, 1)

@@ -20,6 +20,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"wrenn"
 	"wrenn/api"
@@ -220,7 +221,8 @@ type Config struct {
 	Service Service
 	Log     *slog.Logger
 	Metrics prometheus.Registerer
-	Domain  string // below which ports of sandboxes are served, as in URLs; "" is none
+	Traces  trace.TracerProvider // of the spans of requests; nil makes none
+	Domain  string               // below which ports of sandboxes are served, as in URLs; "" is none
 
 	// Admission lets requests in; default: one with its defaults.
 	Admission     *admission.Door
@@ -261,6 +263,7 @@ type Server struct {
 	contract  *checked
 	admission *admission.Door
 	metrics   *metrics
+	traces    trace.TracerProvider // nil makes no spans
 	times     times
 	grace     time.Duration
 	front     func(http.Handler) http.Handler
@@ -282,7 +285,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		service: cfg.Service, log: cfg.Log, domain: cfg.Domain, contract: contract, metrics: metrics, times: defaultTimes(),
+		service: cfg.Service, log: cfg.Log, domain: cfg.Domain, contract: contract, metrics: metrics, traces: cfg.Traces, times: defaultTimes(),
 		admission: cmp.Or(cfg.Admission, admission.New(admission.Config{Authenticate: cfg.Service.Authenticate, AuthenticateSession: cfg.Service.AuthenticateSession})),
 		grace:     cmp.Or(cfg.ShutdownGrace, 30*time.Second),
 		front:     func(api http.Handler) http.Handler { return api },

@@ -1,10 +1,13 @@
 package api
 
 import (
+	"context"
 	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"wrenn/internal/telemetry"
 )
 
 // metrics are the metrics of the API.
@@ -42,7 +45,7 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 }
 
 // done counts a request. Its labels are a closed set: none comes from a client.
-func (m *metrics) done(rec *recorder, gone bool, took time.Duration) {
+func (m *metrics) done(ctx context.Context, rec *recorder, gone bool, took time.Duration) {
 	name := "none"
 	if rec.operation != nil {
 		name = rec.operation.ID
@@ -52,6 +55,6 @@ func (m *metrics) done(rec *recorder, gone bool, took time.Duration) {
 		status = "gone"
 	}
 	m.requests.WithLabelValues(name, status).Inc()
-	m.seconds.WithLabelValues(name).Observe(took.Seconds())
+	telemetry.Observe(ctx, m.seconds.WithLabelValues(name), took)
 	m.sent.Add(float64(rec.written))
 }

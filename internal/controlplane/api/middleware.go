@@ -12,6 +12,9 @@ import (
 	"time"
 
 	"github.com/go-chi/chi/v5"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
 
 	"wrenn"
 	"wrenn/internal/budget"
@@ -19,6 +22,7 @@ import (
 	"wrenn/internal/controlplane/service"
 	"wrenn/internal/plain"
 	"wrenn/internal/telemetry"
+	"wrenn/internal/tracing"
 )
 
 // observe wraps all other handlers: it gives the request an id, answers for a
@@ -26,7 +30,8 @@ import (
 func (s *Server) observe(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := requestID(r)
-		ctx := telemetry.WithRequest(r.Context(), id)
+		ctx, span := tracing.Request(r, s.traces)
+		ctx = telemetry.WithRequest(ctx, id)
 		w.Header().Set("X-Request-Id", id)
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		rec := &recorder{ResponseWriter: w, control: http.NewResponseController(w), idle: s.times.idle}
@@ -42,12 +47,34 @@ func (s *Server) observe(next http.Handler) http.Handler {
 			}
 			s.record(ctx, r, rec, time.Since(begun))
 			s.audit(r, rec, id, begun)
+			endSpan(span, rec, id)
 			if fault != nil {
 				panic(http.ErrAbortHandler)
 			}
 		}()
 		next.ServeHTTP(rec, r.WithContext(ctx))
 	})
+}
+
+// endSpan ends the span of a request that has ended.
+func endSpan(span trace.Span, rec *recorder, id string) {
+	if !span.IsRecording() {
+		return
+	}
+	if rec.operation != nil {
+		span.SetName(rec.operation.ID)
+	}
+	span.SetAttributes(attribute.String("wrenn.request", id), attribute.Int("http.response.status_code", rec.status))
+	if rec.sandbox != "" {
+		span.SetAttributes(attribute.String("wrenn.sandbox", string(rec.sandbox)))
+	}
+	if rec.caller.Team != "" {
+		span.SetAttributes(attribute.String("wrenn.team", string(rec.caller.Team)))
+	}
+	if rec.status >= http.StatusInternalServerError {
+		span.SetStatus(codes.Error, "")
+	}
+	span.End()
 }
 
 // answerFault answers for a handler that panicked. It returns a value that is not
@@ -61,7 +88,7 @@ func (s *Server) answerFault(rec *recorder, r *http.Request) (broken any) {
 // record logs and counts a request that has ended.
 func (s *Server) record(ctx context.Context, r *http.Request, rec *recorder, took time.Duration) {
 	gone := r.Context().Err() != nil
-	s.metrics.done(rec, gone, took)
+	s.metrics.done(ctx, rec, gone, took)
 	level := slog.LevelInfo
 	switch {
 	case rec.status >= http.StatusInternalServerError && !gone:

@@ -21,10 +21,12 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"go.opentelemetry.io/otel/trace"
 
 	"wrenn"
 	"wrenn/internal/budget"
 	"wrenn/internal/hostwire"
+	"wrenn/internal/tracing"
 	"wrenn/internal/untrusted"
 	"wrenn/internal/wire"
 	pb "wrenn/proto/gen/hostagent/v1"
@@ -82,6 +84,8 @@ type Config struct {
 	// called for each connection and returns a new configuration.
 	TLS       func() *tls.Config
 	Deadlines Deadlines
+	// Traces makes spans of calls within the span of a request; nil makes none.
+	Traces trace.TracerProvider
 }
 
 // Client is a client of one host. It is safe for concurrent use.
@@ -110,14 +114,18 @@ func New(cfg Config) (*Client, error) {
 	bulk.MaxIdleConnsPerHost = idleBulk
 	bulk.ReadBufferSize = bulkBuffer
 	c := &Client{id: cfg.ID, peer: "host " + string(cfg.ID), transport: calls, streamTransport: streams, bulk: bulk, codec: bulkCodec{new(sync.Pool)}, deadlines: cfg.Deadlines.WithDefaults()}
-	var err error
-	if c.rpc, err = newRPC(cfg.URL, calls); err != nil {
+	spans, err := tracing.Client(cfg.Traces)
+	if err != nil {
 		return nil, err
 	}
-	if c.streams, err = newRPC(cfg.URL, streams); err != nil {
+	traced := connect.WithInterceptors(spans...)
+	if c.rpc, err = newRPC(cfg.URL, calls, traced); err != nil {
 		return nil, err
 	}
-	if c.downloads, err = newRPC(cfg.URL, bulk, connect.WithCodec(c.codec)); err != nil {
+	if c.streams, err = newRPC(cfg.URL, streams, traced); err != nil {
+		return nil, err
+	}
+	if c.downloads, err = newRPC(cfg.URL, bulk, connect.WithCodec(c.codec), traced); err != nil {
 		return nil, err
 	}
 	c.dial, err = dialer(cfg.URL, bulk)

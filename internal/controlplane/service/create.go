@@ -12,6 +12,7 @@ import (
 	"wrenn"
 	"wrenn/internal/controlplane/postgres"
 	"wrenn/internal/controlplane/scheduler"
+	"wrenn/internal/tracing"
 )
 
 // defaultTimeout is the timeout of a sandbox, as the API documents it.
@@ -67,15 +68,24 @@ func (s *Sandboxes) createWithID(ctx context.Context, c Caller, id wrenn.Sandbox
 		return nil, err
 	}
 	sb.Team, sb.Template, sb.Build = c.Team, from.name.String(), from.build
-	s.hosts.waitForPings(ctx)
-	place := s.hosts.request(ctx, &sb, only)
-	place.Template = s.hosts.sharedTemplate(from.shared)
-	on, err := s.hosts.reserve(&place)
+	var place scheduler.Request
+	var on *reservation
+	err = tracing.Do(ctx, "place", func(ctx context.Context) (err error) {
+		s.hosts.waitForPings(ctx)
+		place = s.hosts.request(ctx, &sb, only)
+		place.Template = s.hosts.sharedTemplate(from.shared)
+		on, err = s.hosts.reserve(&place)
+		return err
+	})
 	if err != nil {
 		return nil, err // without a row
 	}
 	sb.Host, sb.Reason = on.id, on.why
-	row, err := s.store.CreateSandbox(ctx, sb, s.limits.Limits, c.actor())
+	var row *wrenn.Sandbox
+	err = tracing.Do(ctx, "row", func(ctx context.Context) (err error) {
+		row, err = s.store.CreateSandbox(ctx, sb, s.limits.Limits, c.actor())
+		return err
+	})
 	if err != nil {
 		on.release(0)
 		s.handToReconcilerIfUnsure(ctx, &sb, err)

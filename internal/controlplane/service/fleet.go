@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
 	"wrenn"
@@ -46,8 +47,9 @@ type fleet struct {
 	changed   func(wrenn.HostID)   // called when a host is back or its agent has restarted; set before run
 	authority *authority.Authority // of hosts that joined; may be nil
 	deadlines hostclient.Deadlines
-	wake      wake.Chan     // rows or members have changed
-	read      chan struct{} // closed when the rows were read once
+	traces    trace.TracerProvider // nil makes no spans
+	wake      wake.Chan            // rows or members have changed
+	read      chan struct{}        // closed when the rows were read once
 	readOnce  sync.Once
 
 	mu      sync.RWMutex // guards what follows
@@ -80,7 +82,7 @@ type member struct {
 func newFleet(cfg Config, store *postgres.Store, log *slog.Logger) (*fleet, error) {
 	f := &fleet{
 		configured: map[wrenn.HostID]string{}, every: cfg.PingEvery, store: store, log: log,
-		authority: cfg.Authority, deadlines: cfg.Deadlines, wake: wake.New(),
+		authority: cfg.Authority, deadlines: cfg.Deadlines, traces: cfg.Traces, wake: wake.New(),
 		read: make(chan struct{}), members: map[wrenn.HostID]*member{},
 		spread: recent.New[wrenn.TeamID, *teamSpread](maxSpreads, spreadTTL),
 	}
@@ -91,7 +93,7 @@ func newFleet(cfg Config, store *postgres.Store, log *slog.Logger) (*fleet, erro
 		if f.members[h.ID] != nil {
 			return nil, wrenn.Errorf(wrenn.Invalid, "host %s is configured twice", h.ID)
 		}
-		client, err := hostclient.New(hostclient.Config{ID: h.ID, URL: h.URL, TLS: h.TLS, Deadlines: cfg.Deadlines})
+		client, err := hostclient.New(hostclient.Config{ID: h.ID, URL: h.URL, TLS: h.TLS, Deadlines: cfg.Deadlines, Traces: cfg.Traces})
 		if err != nil {
 			return nil, fmt.Errorf("host %s: %w", h.ID, err)
 		}
@@ -228,7 +230,7 @@ func (f *fleet) newMember(row wrenn.HostRecord) (*member, error) {
 	}
 	var err error
 	m.client, err = hostclient.New(hostclient.Config{
-		ID: row.ID, URL: row.URL, TLS: func() *tls.Config { return f.authority.Client(row.ID, allowed) }, Deadlines: f.deadlines,
+		ID: row.ID, URL: row.URL, TLS: func() *tls.Config { return f.authority.Client(row.ID, allowed) }, Deadlines: f.deadlines, Traces: f.traces,
 	})
 	return m, err
 }

@@ -33,7 +33,7 @@ func TestLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &wrenn.Sandbox{
-		ID: sb.ID, Team: c.Team, Host: "h1", State: wrenn.Running, Metadata: map[string]string{"for": "a test"},
+		ID: sb.ID, Team: c.Team, Host: "h1", State: wrenn.Running, OnHostLoss: wrenn.FailOnHostLoss, Metadata: map[string]string{"for": "a test"},
 		SandboxSpec: wrenn.SandboxSpec{
 			Epoch:    wrenn.FirstEpoch,
 			Template: "base", Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512}, Env: map[string]string{"WHO": "me"},

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
 	"wrenn"
@@ -34,6 +35,7 @@ type Config struct {
 	Hosts     []Host
 	Limits    Limits
 	Deadlines hostclient.Deadlines
+	Traces    trace.TracerProvider // of calls to hosts; nil makes no spans
 	// ReconcileEvery is how often rows and hosts are compared; default 30 s.
 	ReconcileEvery time.Duration
 	// PingEvery is the mean time between two pings of a host; default 10 s.

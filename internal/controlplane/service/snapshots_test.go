@@ -265,7 +265,7 @@ func TestFork(t *testing.T) {
 	for i := range forked.Sandboxes {
 		got := &forked.Sandboxes[i]
 		want := &wrenn.Sandbox{
-			ID: got.ID, Parent: sb.ID, Team: sb.Team, Host: sb.Host, State: wrenn.Running, Metadata: sb.Metadata,
+			ID: got.ID, Parent: sb.ID, Team: sb.Team, Host: sb.Host, State: wrenn.Running, OnHostLoss: wrenn.FailOnHostLoss, Metadata: sb.Metadata,
 			SandboxSpec: wrenn.SandboxSpec{
 				Epoch:    wrenn.FirstEpoch,
 				Template: "base", Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512}, Env: sb.Env,

@@ -22,6 +22,7 @@
 //	warmpool, measure: machines ahead of demand; what the sandboxes use
 //	adopt, manager: what an earlier agent left; the package's front
 //	fetch: sandboxes of other hosts
+//	unused, unfinished: what nothing uses of the snapshot store's: templates on this host, uploads in the store
 //	clockwork: checkpoints by the clock
 //	template, workshop, demand, run: what a manager does besides
 package sandbox

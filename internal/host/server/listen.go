@@ -192,7 +192,10 @@ func Serve(ctx context.Context, cfg Config, l net.Listener) error {
 	closing := make(chan struct{})
 	mux := http.NewServeMux()
 	agent := &server{cfg: cfg, closing: closing}
-	path, handler := newHandler(agent)
+	path, handler, err := newHandler(agent)
+	if err != nil {
+		return err
+	}
 	mux.Handle(path, cfg.Memory.Handler(handler))
 	ports := newTunnels(agent)
 	mux.Handle(tunnel.HostPattern, ports)
@@ -209,7 +212,7 @@ func Serve(ctx context.Context, cfg Config, l net.Listener) error {
 		}
 		stopped <- err
 	})
-	err := httpServer.Serve(framing.Guard(httpServer, l))
+	err = httpServer.Serve(framing.Guard(httpServer, l))
 	if !errors.Is(err, http.ErrServerClosed) {
 		stop()
 		return err

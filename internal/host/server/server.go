@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"go.opentelemetry.io/otel/trace"
 
 	"wrenn"
 	"wrenn/internal/budget"
@@ -17,6 +18,7 @@ import (
 	"wrenn/internal/host/template"
 	"wrenn/internal/hostwire"
 	"wrenn/internal/telemetry"
+	"wrenn/internal/tracing"
 	"wrenn/internal/volume"
 	"wrenn/internal/wire"
 	pb "wrenn/proto/gen/hostagent/v1"
@@ -33,7 +35,7 @@ const (
 	copyBuffer = 256 << 10
 )
 
-// Config is what a server works with. All fields but Memory are needed.
+// Config is what a server works with. All fields but Traces and Memory are needed.
 type Config struct {
 	Manager   *sandbox.Manager
 	Templates *template.Builder
@@ -42,6 +44,8 @@ type Config struct {
 	Facts     wrenn.HostFacts
 	Version   string
 	Log       *slog.Logger
+	// Traces makes spans of calls in the traces of control planes; nil makes none.
+	Traces trace.TracerProvider
 	// Memory is what outputs of Exec are kept in; nil has no limit.
 	Memory *budget.Budget
 }
@@ -62,12 +66,17 @@ var _ hostagentv1connect.HostAgentServiceHandler = (*server)(nil)
 
 // newHandler returns the path of the service and its handler. When s.closing is
 // closed, streams end with unavailable and their commands keep running.
-func newHandler(s *server) (string, http.Handler) {
-	return hostagentv1connect.NewHostAgentServiceHandler(
+func newHandler(s *server) (string, http.Handler, error) {
+	spans, err := tracing.Server(s.cfg.Traces)
+	if err != nil {
+		return "", nil, err
+	}
+	path, handler := hostagentv1connect.NewHostAgentServiceHandler(
 		s,
 		connect.WithReadMaxBytes(maxMessage),
-		connect.WithInterceptors(&edge{log: s.cfg.Log}),
+		connect.WithInterceptors(append(spans, &edge{log: s.cfg.Log})...),
 	)
+	return path, handler, nil
 }
 
 func (s *server) Ping(context.Context, *pb.PingRequest) (*pb.PingResponse, error) {

@@ -127,6 +127,31 @@ func wantEcho(t *testing.T, conn net.Conn, text string) {
 	}
 }
 
+// What waits for a guest is bounded: its buffer does not grow by itself.
+func TestGuestSendBuffer(t *testing.T) {
+	accepted := make(chan *net.TCPConn, 1)
+	s := serveWith(t, echoServer(t), 10, func(cfg *Config) {
+		original := cfg.Original
+		cfg.Original = func(conn *net.TCPConn) (netip.AddrPort, error) {
+			accepted <- conn
+			return original(conn)
+		}
+	})
+	conn := s.connect(t, request)
+	wantEcho(t, conn, request) // so the relay works
+	raw, err := (<-accepted).SyscallConn()
+	testkit.Must(t, err)
+	var got int
+	var failed error
+	testkit.Must(t, raw.Control(func(fd uintptr) {
+		got, failed = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_SNDBUF)
+	}))
+	testkit.Must(t, failed)
+	if want := 2 * guestSendBuffer; got != want { // the kernel doubles it, for its own needs
+		t.Errorf("the buffer has %d bytes, want %d", got, want)
+	}
+}
+
 func TestPassage(t *testing.T) {
 	s := serve(t, echoServer(t), 10)
 	conn := s.connect(t, request)

@@ -10,6 +10,31 @@ export const live = $state<{ state: 'connecting' | 'live' | 'lost'; known: boole
 });
 export const sandboxes = new SvelteMap<string, Sandbox>();
 
+// TeamEvent is a sandbox that came, or whose state changed.
+export interface TeamEvent {
+  seq: number;
+  at: string;
+  id: string;
+  template: string;
+  from: string; // '' if it is new
+  to: string;
+  why: string;
+}
+
+// events has what the stream has told since this page was loaded, newest first.
+export const events = $state<{ list: TeamEvent[]; most: number }>({ list: [], most: 500 });
+let lastEvent = 0;
+const states = new Map<string, string>(); // of sandboxes, as the stream told them
+
+// witness records an event if the stream tells another state than before.
+function witness(s: Sandbox): void {
+  const from = states.get(s.id) ?? '';
+  if (from === s.status) return;
+  states.set(s.id, s.status);
+  if (!live.known) return; // the first snapshot tells what is, not what happened
+  events.list = [{ seq: ++lastEvent, at: s.last_updated, id: s.id, template: s.template, from, to: s.status, why: s.reason ?? s.end_cause ?? '' }, ...events.list].slice(0, events.most);
+}
+
 // clock ticks once a second, for times that are left.
 export const clock = $state({ now: Date.now() });
 setInterval(() => {
@@ -38,6 +63,8 @@ export function unwatch(): void {
   stop?.abort();
   stop = null;
   sandboxes.clear();
+  states.clear();
+  events.list = [];
   live.known = false;
   live.state = 'connecting';
 }
@@ -116,8 +143,14 @@ function take(block: string): void {
     const there = new Set(changes.sandboxes.map((s) => s.id));
     for (const [id, s] of sandboxes) if (!there.has(id) && !ended(s)) sandboxes.delete(id);
   }
-  for (const s of changes.sandboxes) sandboxes.set(s.id, { ...sandboxes.get(s.id), ...s });
-  for (const id of changes.dropped) sandboxes.delete(id);
+  for (const s of changes.sandboxes) {
+    witness(s);
+    sandboxes.set(s.id, { ...sandboxes.get(s.id), ...s });
+  }
+  for (const id of changes.dropped) {
+    sandboxes.delete(id);
+    states.delete(id);
+  }
   live.state = 'live';
   live.known = true;
 }

@@ -48,7 +48,7 @@ func (a *Agent) BuildTemplate(ctx context.Context, req *hostagentv1.BuildTemplat
 	}
 	return stream.Send(&hostagentv1.BuildTemplateResponse{Event: &hostagentv1.BuildTemplateResponse_Done{Done: &hostagentv1.TemplateBuilt{
 		DiskOnly: req.GetDiskOnly(), PolicyFollowed: !a.NoBuildPolicies,
-		Vcpus:    vcpus, MemoryMb: memory, SizeBytes: builtBytes, Env: env, DiskMb: cmp.Or(req.GetDiskMb(), wrenn.DefaultDiskMiB),
+		Vcpus: vcpus, MemoryMb: memory, SizeBytes: builtBytes, Env: env, DiskMb: cmp.Or(req.GetDiskMb(), wrenn.DefaultDiskMiB),
 	}}})
 }
 

@@ -13,6 +13,7 @@ import (
 	"wrenn/internal/network"
 	"wrenn/internal/rollback"
 	"wrenn/internal/storage"
+	"wrenn/internal/tracing"
 	"wrenn/internal/vm"
 )
 
@@ -21,7 +22,11 @@ import (
 // stand still at the end, for the warm pool: see Unpark.
 func (i *Instance) Build(ctx context.Context, from Source, parked bool) error {
 	run := rollback.Runner{Hook: func(step string) error { return i.at(step + " done") }, Trace: i.owner.Trace}
-	return run.Run(ctx, i.Steps(from, parked)...)
+	steps := i.Steps(from, parked)
+	for n, step := range steps {
+		steps[n].Do = func(ctx context.Context) error { return tracing.Do(ctx, step.Name, step.Do) }
+	}
+	return run.Run(ctx, steps...)
 }
 
 // Steps are the steps of Build.

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"wrenn"
 	"wrenn/internal/budget"
 	"wrenn/internal/host/sandbox"
@@ -43,6 +45,8 @@ type Config struct {
 	StateDir string
 	// Listen, if set, is where the agent serves instead of its socket.
 	Listen server.Listen
+	// Traces, if set, is that of server.Config.
+	Traces trace.TracerProvider
 	// Facts are what the agent says of its host besides.
 	Facts wrenn.HostFacts
 	// Objects, if set, are the snapshot store.
@@ -62,6 +66,7 @@ type Agent struct {
 	socket     string
 	listen     server.Listen
 	facts      wrenn.HostFacts
+	traces     trace.TracerProvider
 	stop       func(testing.TB)
 }
 
@@ -69,7 +74,7 @@ type Agent struct {
 func New(t *testing.T, cfg Config) *Agent {
 	t.Helper()
 	h := testhost.New(t, testhost.Config{Slots: cfg.Slots, Hook: cfg.Hook, Log: cfg.Log})
-	a := &Agent{socket: filepath.Join(h.RunDir, "agent.sock"), registries: cfg.Registries, memory: cfg.Memory, network: h.Network, World: h.World, facts: cfg.Facts}
+	a := &Agent{socket: filepath.Join(h.RunDir, "agent.sock"), registries: cfg.Registries, memory: cfg.Memory, network: h.Network, World: h.World, facts: cfg.Facts, traces: cfg.Traces}
 	a.facts.Platform = h.Driver.Platform()
 	a.listen = cfg.Listen
 	if a.listen.Address == "" {
@@ -118,7 +123,7 @@ func (a *Agent) Start(tb testing.TB) {
 	ended := make(chan error, 2)
 	go func() { ended <- manager.Run(ctx) }()
 	go func() {
-		ended <- server.Serve(ctx, server.Config{Manager: manager, Templates: a.Templates, Volumes: a.cfg.Volumes, Driver: vmfake.Name, Facts: a.facts, Version: "test", Log: a.cfg.Log, Memory: a.memory}, l)
+		ended <- server.Serve(ctx, server.Config{Manager: manager, Templates: a.Templates, Volumes: a.cfg.Volumes, Driver: vmfake.Name, Facts: a.facts, Version: "test", Log: a.cfg.Log, Memory: a.memory, Traces: a.traces}, l)
 	}()
 	a.stop = func(tb testing.TB) {
 		tb.Helper()
