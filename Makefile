@@ -66,6 +66,11 @@ verify/images: ## check that another directory makes the same images
 verify/install: setup ## install, upgrade and remove the package in a booted machine; SUITE=bookworm, trixie (the default) or noble
 	$(AS_ROOT) env PATH="$$PATH" scripts/verify-install.sh $(or $(SUITE),trixie)
 
+# Its modules are not those of go.mod: no program needs them.
+.PHONY: verify/alerts
+verify/alerts: ## evaluate each alert of packaging/prometheus with Prometheus' own code
+	@CGO_ENABLED=0 go test -trimpath -modfile=packaging/prometheus.mod -tags alerts ./packaging/prometheus
+
 .PHONY: verify/dist
 verify/dist: ## check that another directory makes the same tarball, and the package of this architecture
 	@scripts/verify-dist.sh
@@ -93,7 +98,7 @@ bench: build ## measure the performance goals, each against the bare limit in th
 	@scripts/bench.sh $(ARGS)
 
 .PHONY: check
-check: setup lint verify/generate breaking ## run linters; check generated code and that protocol changes break no client
+check: setup lint verify/alerts verify/generate breaking ## run linters; check the alerts, generated code, and that protocol changes break no client
 
 .PHONY: lint
 lint: ## run gofmt, vet, golangci-lint, buf, shellcheck
