@@ -59,7 +59,7 @@ images() {
 		dpkg-deb -x "$dir/0.0.1.deb" "$programs"
 		rm -f "$root/etc/resolv.conf"
 		cp /etc/resolv.conf "$root/etc/resolv.conf"
-		# Not chroot, below which no program can get a root of its own.
+		# Not chroot, below which a program cannot make its own root.
 		# shellcheck disable=SC2016 # the other shell's
 		unshare --mount --propagation private bash -euc '
 			mount --bind "$1" "$1"
