@@ -66,10 +66,9 @@ verify/images: ## check that another directory makes the same images
 verify/install: setup ## install, upgrade and remove the package in a booted machine; SUITE=bookworm, trixie (the default) or noble
 	$(AS_ROOT) env PATH="$$PATH" scripts/verify-install.sh $(or $(SUITE),trixie)
 
-# Its modules are not those of go.mod: no program needs them.
 .PHONY: verify/alerts
 verify/alerts: ## evaluate each alert of packaging/prometheus with Prometheus' own code
-	@CGO_ENABLED=0 go test -trimpath -modfile=packaging/prometheus.mod -tags alerts ./packaging/prometheus
+	@scripts/verify-alerts.sh
 
 .PHONY: verify/dist
 verify/dist: ## check that another directory makes the same tarball, and the package of this architecture
