@@ -6,15 +6,19 @@
 # KVM on this machine QEMU emulates all of that, which takes half an hour.
 # INSTALL_DIR keeps what is made, INSTALL_MEMORY is the machine's memory in MiB,
 # INSTALL_FIRECRACKER a directory with firecracker and jailer of the release that is used,
-# for a machine that cannot download them.
+# for a machine that cannot download them, INSTALL_MIRROR the mirror of the packages: of
+# Ubuntu's it must be given, for Debian mmdebstrap has one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 suite=${1:?bookworm, trixie or noble}
 dir=${INSTALL_DIR:-$PWD/.cache/install}
 case $suite in
-bookworm | trixie) mirror=http://deb.debian.org/debian kernel=linux-image-amd64 components=main keyring=/usr/share/keyrings/debian-archive-keyring.gpg ;;
-noble) mirror=http://archive.ubuntu.com/ubuntu kernel=linux-image-virtual components=main,universe keyring=$dir/ubuntu-keyring.gpg ;;
+bookworm | trixie) kernel=linux-image-amd64 components=main keyring=/usr/share/keyrings/debian-archive-keyring.gpg ;;
+noble)
+	: "${INSTALL_MIRROR:?the URL of a mirror of Ubuntu}"
+	kernel=linux-image-virtual components=main,universe keyring=$dir/ubuntu-keyring.gpg
+	;;
 *) echo "unknown distribution $suite" >&2; exit 2 ;;
 esac
 [ "$(id -u)" = 0 ] || { echo 'wrenn: making a root file system needs root' >&2; exit 1; }
@@ -32,7 +36,7 @@ package() {
 # ubuntu-keyring 2023.11.28.1.
 ubuntu_keys() {
 	local deb=$dir/ubuntu-keyring.deb
-	curl -fsS -o "$deb" "$mirror/pool/main/u/ubuntu-keyring/ubuntu-keyring_2023.11.28.1_all.deb"
+	curl -fsS -o "$deb" "$INSTALL_MIRROR/pool/main/u/ubuntu-keyring/ubuntu-keyring_2023.11.28.1_all.deb"
 	echo "$ubuntu_keyring_sum  $deb" | sha256sum --check --quiet
 	dpkg-deb --fsys-tarfile "$deb" | tar -xO ./usr/share/keyrings/ubuntu-archive-keyring.gpg >"$keyring"
 }
@@ -47,7 +51,7 @@ system() {
 		ubuntu_keys
 	fi
 	mmdebstrap --mode=root --format=tar --variant=minbase --components="$components" --keyring="$keyring" --aptopt='APT::Install-Recommends "false"' \
-		--include="systemd-sysv,systemd-resolved,dbus,udev,initramfs-tools,$kernel,$depends" "$suite" "$dir/$suite.tar.new" "$mirror"
+		--include="systemd-sysv,systemd-resolved,dbus,udev,initramfs-tools,$kernel,$depends" "$suite" "$dir/$suite.tar.new" ${INSTALL_MIRROR:+"$INSTALL_MIRROR"}
 	mv "$dir/$suite.tar.new" "$dir/$suite.tar"
 }
 
