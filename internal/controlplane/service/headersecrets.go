@@ -67,17 +67,11 @@ func (s *Secrets) resealProxies(ctx context.Context) (changed, failed int, err e
 	page := func(after postgres.SealedProxy) ([]postgres.SealedProxy, error) {
 		return s.store.ProxiesOfOtherKeys(ctx, s.vault.KeyID(), after.Sandbox, resealPage)
 	}
-	return resealEach(page, func(old postgres.SealedProxy) (known bool, err error) {
-		password, err := s.vault.Open(proxyBelongsTo(old.Team), old.Sealed)
-		if err != nil {
-			return false, nil //nolint:nilerr // counted: its key is not here
-		}
-		sealed, err := s.vault.Seal(proxyBelongsTo(old.Team), password)
-		if err != nil {
-			return true, err
-		}
-		return true, s.store.ResealProxy(ctx, old, sealed, s.vault.KeyID())
-	})
+	return resealEach(s.vault, page,
+		func(old postgres.SealedProxy) (string, []byte) { return proxyBelongsTo(old.Team), old.Sealed },
+		func(old postgres.SealedProxy, sealed []byte) error {
+			return s.store.ResealProxy(ctx, old, sealed, s.vault.KeyID())
+		})
 }
 
 func proxyBelongsTo(team wrenn.TeamID) string { return string(team) + "/egress proxy" }

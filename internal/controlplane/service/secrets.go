@@ -8,6 +8,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/controlplane/postgres"
+	"wrenn/internal/controlplane/vault"
 	"wrenn/internal/wake"
 )
 
@@ -188,23 +189,20 @@ func (s *Secrets) resealSecrets(ctx context.Context) (changed, failed int, err e
 	page := func(after postgres.Sealed) ([]postgres.Sealed, error) {
 		return s.store.SecretsOfOtherKeys(ctx, s.vault.KeyID(), after.ID, resealPage)
 	}
-	return resealEach(page, func(old postgres.Sealed) (known bool, err error) {
-		value, err := s.vault.Open(belongsTo(old.Team, old.ID), old.Value)
-		if err != nil {
-			return false, nil //nolint:nilerr // counted: its key is not here
-		}
-		sealed, err := s.seal(old.Team, old.ID, value)
-		if err != nil {
-			return true, err
-		}
-		sealed.Version = old.Version
-		return true, s.store.ResealSecret(ctx, sealed)
-	})
+	return resealEach(s.vault, page,
+		func(old postgres.Sealed) (string, []byte) { return belongsTo(old.Team, old.ID), old.Value },
+		func(old postgres.Sealed, sealed []byte) error {
+			old.Value, old.KeyID = sealed, s.vault.KeyID()
+			return s.store.ResealSecret(ctx, old)
+		})
 }
 
-// resealEach calls again for everything that page returns, which continues after what it
-// gets, until that is nothing. It counts what was encrypted again, and that whose key is not known.
-func resealEach[T any](page func(after T) ([]T, error), again func(T) (known bool, err error)) (changed, failed int, err error) {
+// resealEach encrypts with the first key everything that page returns, which continues after
+// what it gets, until that is nothing: what of returns, the owner and the encrypted value,
+// is passed encrypted again to write. It counts what was written, and that whose key is not here.
+func resealEach[T any](
+	keys *vault.Vault, page func(after T) ([]T, error), of func(T) (owner string, sealed []byte), write func(old T, sealed []byte) error,
+) (changed, failed int, err error) {
 	var last T
 	for {
 		all, err := page(last)
@@ -212,14 +210,19 @@ func resealEach[T any](page func(after T) ([]T, error), again func(T) (known boo
 			return changed, failed, err
 		}
 		for _, last = range all {
-			switch known, err := again(last); {
-			case err != nil:
-				return changed, failed, err
-			case known:
-				changed++
-			default:
-				failed++
+			owner, sealed := of(last)
+			value, err := keys.Open(owner, sealed)
+			if err != nil {
+				failed++ // its key is not here
+				continue
 			}
+			if sealed, err = keys.Seal(owner, value); err == nil {
+				err = write(last, sealed)
+			}
+			if err != nil {
+				return changed, failed, err
+			}
+			changed++
 		}
 	}
 }

@@ -174,15 +174,12 @@ func (s *Secrets) resealWebhooks(ctx context.Context) (changed, failed int, err 
 	page := func(after postgres.SealedWebhook) ([]postgres.SealedWebhook, error) {
 		return s.store.WebhooksOfOtherKeys(ctx, s.vault.KeyID(), after.ID, resealPage)
 	}
-	return resealEach(page, func(old postgres.SealedWebhook) (known bool, err error) {
-		secret, err := s.vault.Open(webhookBelongsTo(old.Team, old.ID), old.Sealed)
-		if err != nil {
-			return false, nil //nolint:nilerr // counted: its key is not here
-		}
-		sealed, err := s.sealWebhook(old.Team, old.ID, secret)
-		if err != nil {
-			return true, err
-		}
-		return true, s.store.ResealWebhook(ctx, sealed)
-	})
+	return resealEach(s.vault, page,
+		func(old postgres.SealedWebhook) (string, []byte) {
+			return webhookBelongsTo(old.Team, old.ID), old.Sealed
+		},
+		func(old postgres.SealedWebhook, sealed []byte) error {
+			old.Sealed, old.KeyID = sealed, s.vault.KeyID()
+			return s.store.ResealWebhook(ctx, old)
+		})
 }
