@@ -12,8 +12,6 @@ import (
 	"testing"
 
 	"wrenn/client"
-	"wrenn/internal/host/server/agenttest"
-	"wrenn/internal/objects"
 	"wrenn/internal/pgtest"
 	"wrenn/internal/telemetry/logtest"
 	"wrenn/internal/testkit"
@@ -68,12 +66,7 @@ func TestClusterFromBackup(t *testing.T) {
 	c, err := client.New(client.Config{URL: lost.url, Key: lost.key})
 	testkit.Must(t, err)
 	dir := t.TempDir() // the store
-	open := func() agenttest.Config {
-		store, err := objects.OpenDir(dir)
-		testkit.Must(t, err)
-		return agenttest.Config{Objects: store}
-	}
-	h2 := lost.joinWith(t, c, "h2", open())
+	h2 := lost.joinWith(t, c, "h2", storeIn(t, dir))
 	for _, id := range []string{"h1", "h2"} {
 		reached(t, c, id)
 	}
@@ -88,13 +81,7 @@ func TestClusterFromBackup(t *testing.T) {
 	stored, runs := made(), made()
 	_, err = c.BuildTemplate(t.Context(), client.BuildTemplate{Name: "mine", FromSandbox: stored})
 	testkit.Must(t, err)
-	testkit.WaitNoError(t, "the template is stored", func() error {
-		found, err := c.Template(t.Context(), "mine")
-		if err == nil && (found.Current == nil || found.Current.StoredAt.IsZero()) {
-			err = errors.New("not yet")
-		}
-		return err
-	})
+	templateStored(t, c, "mine")
 	_, err = c.PauseSandboxBy(t.Context(), stored, client.PauseOptions{Durable: true})
 	testkit.Must(t, err)
 	_, err = c.SetSecret(t.Context(), "token", "a text", nil)
@@ -107,7 +94,7 @@ func TestClusterFromBackup(t *testing.T) {
 	s := b.restored(t, lost.key) // the keys of the API are in the database
 	c, err = client.New(client.Config{URL: s.url, Key: s.key})
 	testkit.Must(t, err)
-	h4 := s.joinWith(t, c, "h4", open())
+	h4 := s.joinWith(t, c, "h4", storeIn(t, dir))
 	reached(t, c, "h4")
 	for _, id := range []string{"h1", "h2"} {
 		_, err := c.LoseHost(t.Context(), id)

@@ -8,28 +8,15 @@ import (
 	"testing"
 	"time"
 
+	"wrenn"
 	"wrenn/client"
-	"wrenn/internal/host/server/agenttest"
-	"wrenn/internal/objects"
 	"wrenn/internal/testkit"
 )
 
 // TestSandboxOfALostHost: a running sandbox continues on another host from its newest stored
 // checkpoint when its own is declared lost.
 func TestSandboxOfALostHost(t *testing.T) {
-	s := newSystem(t)
-	c, err := client.New(client.Config{URL: s.url, Key: s.key})
-	testkit.Must(t, err)
-	dir := t.TempDir()
-	open := func() agenttest.Config {
-		store, err := objects.OpenDir(dir)
-		testkit.Must(t, err)
-		return agenttest.Config{Objects: store}
-	}
-	h2, h3 := s.joinWith(t, c, "h2", open()), s.joinWith(t, c, "h3", open())
-	for _, id := range []string{"h1", "h2", "h3"} {
-		reached(t, c, id)
-	}
+	c, h2, h3 := newFleet(t, t.TempDir(), wrenn.HostFacts{})
 	testkit.Must(t, c.DeleteSandbox(t.Context(), onlyOn(t, c, "h2")))
 	sb, err := c.CreateSandbox(t.Context(), client.CreateSandbox{OnHostLoss: client.RestoreOnHostLoss, CheckpointEvery: time.Hour})
 	testkit.Must(t, err)

@@ -13,7 +13,6 @@ import (
 	"wrenn/internal/host/member"
 	"wrenn/internal/host/server"
 	"wrenn/internal/host/server/agenttest"
-	"wrenn/internal/objects"
 	"wrenn/internal/testkit"
 )
 
@@ -136,24 +135,12 @@ func TestHostsJoin(t *testing.T) {
 // TestDrainHost empties a host of a paused sandbox and one that runs, by a store that both
 // hosts have, and the host is removed then.
 func TestDrainHost(t *testing.T) {
-	s := newSystem(t)
-	c, err := client.New(client.Config{URL: s.url, Key: s.key})
-	testkit.Must(t, err)
-	dir := t.TempDir()
-	open := func() agenttest.Config {
-		store, err := objects.OpenDir(dir)
-		testkit.Must(t, err)
-		return agenttest.Config{Objects: store, Facts: wrenn.HostFacts{Labels: map[string]string{"disk": "nvme"}, Zone: "ignored"}}
-	}
-	h2, h3 := s.joinWith(t, c, "h2", open()), s.joinWith(t, c, "h3", open())
-	for _, id := range []string{"h1", "h2", "h3"} {
-		reached(t, c, id)
-	}
+	c, h2, h3 := newFleet(t, t.TempDir(), wrenn.HostFacts{Labels: map[string]string{"disk": "nvme"}, Zone: "ignored"})
 	if h, err := c.Host(t.Context(), "h2"); err != nil || h.Labels["disk"] != "nvme" || h.Zone != "z-h2" || h.Platform != "fake" {
 		t.Errorf("host: %+v, %v", h, err)
 	}
 	runs, rests := onlyOn(t, c, "h2"), onlyOn(t, c, "h2")
-	_, err = c.PauseSandbox(t.Context(), rests)
+	_, err := c.PauseSandbox(t.Context(), rests)
 	testkit.Must(t, err)
 	_, err = c.UncordonHost(t.Context(), "h3")
 	testkit.Must(t, err)

@@ -16,33 +16,54 @@ import (
 	"wrenn/internal/testkit"
 )
 
-// TestTemplateOnEveryHost makes a template of a sandbox on one host, which is lost then:
-// its sandboxes start on another one. When the template is deleted,
-// the store has nothing of it.
-func TestTemplateOnEveryHost(t *testing.T) {
+// storeIn is the configuration of an agent whose snapshot store is a directory.
+func storeIn(t *testing.T, dir string) agenttest.Config {
+	t.Helper()
+	store, err := objects.OpenDir(dir)
+	testkit.Must(t, err)
+	return agenttest.Config{Objects: store}
+}
+
+// newFleet is a system with two more hosts that have one store, in a directory. The host
+// of newSystem has none.
+func newFleet(t *testing.T, dir string, facts wrenn.HostFacts) (c *client.Client, h2, h3 joined) {
+	t.Helper()
 	s := newSystem(t)
 	c, err := client.New(client.Config{URL: s.url, Key: s.key})
 	testkit.Must(t, err)
-	dir := t.TempDir()
-	open := func() agenttest.Config {
-		store, err := objects.OpenDir(dir)
-		testkit.Must(t, err)
-		return agenttest.Config{Objects: store}
+	join := func(id string) joined {
+		cfg := storeIn(t, dir)
+		cfg.Facts = facts
+		return s.joinWith(t, c, id, cfg)
 	}
-	h2, h3 := s.joinWith(t, c, "h2", open()), s.joinWith(t, c, "h3", open())
+	h2, h3 = join("h2"), join("h3")
 	for _, id := range []string{"h1", "h2", "h3"} {
 		reached(t, c, id)
 	}
-	box := onlyOn(t, c, "h2")
-	g, err := c.BuildTemplate(t.Context(), client.BuildTemplate{Name: "marked", FromSandbox: box})
-	testkit.Must(t, err)
+	return c, h2, h3
+}
+
+func templateStored(t *testing.T, c *client.Client, name string) {
+	t.Helper()
 	testkit.WaitNoError(t, "the template is stored", func() error {
-		found, err := c.Template(t.Context(), "marked")
+		found, err := c.Template(t.Context(), name)
 		if err == nil && (found.Current == nil || found.Current.StoredAt.IsZero()) {
 			err = errors.New("not yet")
 		}
 		return err
 	})
+}
+
+// TestTemplateOnEveryHost makes a template of a sandbox on one host, which is lost then:
+// its sandboxes start on another one. When the template is deleted,
+// the store has nothing of it.
+func TestTemplateOnEveryHost(t *testing.T) {
+	dir := t.TempDir()
+	c, h2, h3 := newFleet(t, dir, wrenn.HostFacts{})
+	box := onlyOn(t, c, "h2")
+	g, err := c.BuildTemplate(t.Context(), client.BuildTemplate{Name: "marked", FromSandbox: box})
+	testkit.Must(t, err)
+	templateStored(t, c, "marked")
 	testkit.Must(t, c.DeleteSandbox(t.Context(), box))
 
 	_, err = c.UncordonHost(t.Context(), "h3")
