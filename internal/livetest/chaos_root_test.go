@@ -20,9 +20,9 @@ import (
 
 	"wrenn/client"
 	"wrenn/internal/controlplane"
-	"wrenn/internal/controlplane/service"
 	"wrenn/internal/controlplane/vault"
 	"wrenn/internal/host/server/agenttest"
+	"wrenn/internal/livetest"
 	"wrenn/internal/pgtest"
 	"wrenn/internal/run"
 	"wrenn/internal/testkit"
@@ -102,18 +102,13 @@ func newFleet(t *testing.T) *fleet {
 		f.agents = append(f.agents, a)
 		cfg.Hosts = append(cfg.Hosts, controlplane.Host{ID: fmt.Sprintf("h%d", i+1), URL: a.URL()})
 	}
-	svc, closeStore, err := controlplane.Open(t.Context(), cfg, log)
-	testkit.Must(t, err)
-	defer closeStore()
-	team, err := svc.EnsureTeam(t.Context(), "team")
-	testkit.Must(t, err)
-	_, key, err := svc.CreateKey(t.Context(), service.Caller{Team: team}, service.NewKey{Name: "key"})
-	testkit.Must(t, err)
+	key := livetest.MakeKey(t, cfg, log)
 	for range planes {
 		p := &plane{cfg: cfg}
 		p.cfg.Listen = testkit.FreeAddress(t)
-		p.api, err = client.New(client.Config{URL: "http://" + p.cfg.Listen, Key: key})
+		api, err := client.New(client.Config{URL: "http://" + p.cfg.Listen, Key: key})
 		testkit.Must(t, err)
+		p.api = api
 		p.start(t)
 		t.Cleanup(func() { p.kill(t) })
 		f.planes = append(f.planes, p)

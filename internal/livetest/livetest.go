@@ -35,15 +35,8 @@ func New(t *testing.T) Server {
 	cfg.Hosts = []controlplane.Host{{ID: "h1", URL: agent.URL()}}
 	cfg.Secrets.KeyFiles = []string{filepath.Join(t.TempDir(), "secrets.key")}
 	testkit.Must(t, vault.Create(cfg.Secrets.KeyFiles[0]))
-	svc, closeStore, err := controlplane.Open(t.Context(), cfg, log)
-	testkit.Must(t, err)
-	defer closeStore()
-	team, err := svc.EnsureTeam(t.Context(), "team")
-	testkit.Must(t, err)
-	_, key, err := svc.CreateKey(t.Context(), service.Caller{Team: team}, service.NewKey{Name: "key"})
-	testkit.Must(t, err)
-	s := Server{URL: "http://" + run(t, cfg, log), Key: key}
-	api, err := client.New(client.Config{URL: s.URL, Key: key})
+	s := Server{Key: MakeKey(t, cfg, log), URL: "http://" + run(t, cfg, log)}
+	api, err := client.New(client.Config{URL: s.URL, Key: s.Key})
 	testkit.Must(t, err)
 	testkit.WaitNoError(t, "a sandbox can be created", func() error {
 		sb, err := api.CreateSandbox(t.Context(), client.CreateSandbox{})
@@ -53,6 +46,19 @@ func New(t *testing.T) Server {
 		return err
 	})
 	return s
+}
+
+// MakeKey makes a team in the database of cfg, and returns a key of it.
+func MakeKey(t *testing.T, cfg controlplane.Config, log *slog.Logger) string {
+	t.Helper()
+	svc, closeStore, err := controlplane.Open(t.Context(), cfg, log)
+	testkit.Must(t, err)
+	defer closeStore()
+	team, err := svc.EnsureTeam(t.Context(), "team")
+	testkit.Must(t, err)
+	_, key, err := svc.CreateKey(t.Context(), service.Caller{Team: team}, service.NewKey{Name: "key"})
+	testkit.Must(t, err)
+	return key
 }
 
 // run starts a control plane, which ends with the test, and returns its address.

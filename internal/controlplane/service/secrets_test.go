@@ -38,6 +38,19 @@ func withKeys(t *testing.T, url string, journal *logtest.Journal, files ...strin
 	return s
 }
 
+// running runs the service until stop.
+func running(t *testing.T, s *service.Service) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	return func() {
+		t.Helper()
+		cancel()
+		testkit.Must(t, <-done)
+	}
+}
+
 // TestSecretKeys: keys are rotated, a row that is copied over another one does not
 // open, and without keys there are no secrets.
 func TestSecretKeys(t *testing.T) {
@@ -62,13 +75,7 @@ func TestSecretKeys(t *testing.T) {
 	}
 
 	both := withKeys(t, url, journal, after, before)
-	ctx, stop := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- both.Run(ctx) }()
-	defer func() {
-		stop()
-		testkit.Must(t, <-done)
-	}()
+	defer running(t, both)()
 	alone := withKeys(t, url, journal, after)
 	for _, name := range []string{"one", "two"} { // sealed again one by one, in any order
 		testkit.WaitNoError(t, "the secret has the new key", func() error {
@@ -132,13 +139,7 @@ func TestProxyPasswordKeys(t *testing.T) {
 	row(ids[0], "paused", old)
 	row(ids[1], "stopped", old)
 	row(ids[2], "paused", foreign)
-	ctx, stop := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- both.Run(ctx) }()
-	defer func() {
-		stop()
-		testkit.Must(t, <-done)
-	}()
+	defer running(t, both)()
 	alone, err := vault.Load([]string{after})
 	testkit.Must(t, err)
 	read := func(id string) (p wrenn.EgressProxy) {
