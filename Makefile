@@ -11,7 +11,7 @@ export CGO_ENABLED ?= 0
 AS_ROOT  := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 GO_BUILD := go build -trimpath -buildvcs=false -ldflags='-s -w'
 # The guest's programs are part of the digest of its image, so no commit is in them.
-STAMP = $(if $(COMMIT),-X wrenn/internal/buildinfo.commit=$(COMMIT) -X wrenn/internal/buildinfo.date=$(shell git log -1 --format=%cI))
+STAMP = $(if $(COMMIT),-X wrenn.dev/internal/buildinfo.commit=$(COMMIT) -X wrenn.dev/internal/buildinfo.date=$(shell git log -1 --format=%cI))
 COMMIT = $(shell git describe --always --abbrev=40 --exclude='*' --dirty 2>/dev/null)
 STAMPED = go build -trimpath -buildvcs=false -ldflags='-s -w $(STAMP)'
 TOOL     := go tool -modfile=tools.mod

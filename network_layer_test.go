@@ -4,7 +4,7 @@ import (
 	"net/netip"
 	"testing"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 func parsed(t *testing.T, denyByDefault bool, allow, deny []string) wrenn.NetworkPolicy {

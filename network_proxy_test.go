@@ -8,7 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 func TestParseEgressProxy(t *testing.T) {

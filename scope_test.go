@@ -4,7 +4,7 @@ import (
 	"slices"
 	"testing"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 func TestScopes(t *testing.T) {

@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"io"
 	"time"
-	"wrenn"
+	"wrenn.dev"
 
-	"wrenn/client"
-	"wrenn/internal/envdclient"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/envdclient"
 )
 
 // pair is a sandbox with two ways to reach it: the public API, and its envd directly.

@@ -11,9 +11,9 @@ import (
 	"syscall"
 	"time"
 
-	"wrenn/internal/image"
-	"wrenn/internal/vm/qemu"
-	"wrenn/internal/vm/qemu/qmp"
+	"wrenn.dev/internal/image"
+	"wrenn.dev/internal/vm/qemu"
+	"wrenn.dev/internal/vm/qemu/qmp"
 )
 
 // bareVMM is a QEMU with the driver's devices but without the driver: the limit

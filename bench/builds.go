@@ -7,7 +7,7 @@ import (
 	"strconv"
 	"time"
 
-	"wrenn/client"
+	"wrenn.dev/client"
 )
 
 // buildSteps is how many steps of a build come before the one that changes.

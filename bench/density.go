@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"wrenn/client"
+	"wrenn.dev/client"
 )
 
 // density keeps many sandboxes alive at once and runs a command in each.

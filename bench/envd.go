@@ -11,10 +11,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"wrenn"
+	"wrenn.dev"
 
-	"wrenn/internal/envdclient"
-	"wrenn/internal/rollback"
+	"wrenn.dev/internal/envdclient"
+	"wrenn.dev/internal/rollback"
 )
 
 const (

@@ -14,18 +14,18 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"wrenn/internal/host/sandbox"
-	"wrenn/internal/host/sandbox/fakeguest"
-	"wrenn/internal/host/server"
-	templates "wrenn/internal/host/template"
-	"wrenn/internal/image"
-	"wrenn/internal/netns"
-	"wrenn/internal/network"
-	"wrenn/internal/rollback"
-	"wrenn/internal/storage"
-	"wrenn/internal/vm"
-	"wrenn/internal/vm/vmfake"
-	"wrenn/internal/volume"
+	"wrenn.dev/internal/host/sandbox"
+	"wrenn.dev/internal/host/sandbox/fakeguest"
+	"wrenn.dev/internal/host/server"
+	templates "wrenn.dev/internal/host/template"
+	"wrenn.dev/internal/image"
+	"wrenn.dev/internal/netns"
+	"wrenn.dev/internal/network"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/storage"
+	"wrenn.dev/internal/vm"
+	"wrenn.dev/internal/vm/vmfake"
+	"wrenn.dev/internal/volume"
 )
 
 // fakeHostCommand is the argument with which this program is a host agent whose

@@ -10,9 +10,9 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"wrenn"
-	"wrenn/client"
-	"wrenn/internal/controlplane/hostclient/hosttest"
+	"wrenn.dev"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/controlplane/hostclient/hosttest"
 )
 
 // firstRounds is how long to wait after a control plane connects to its hosts for

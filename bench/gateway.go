@@ -15,10 +15,10 @@ import (
 	"github.com/coder/websocket"
 	"golang.org/x/sync/errgroup"
 
-	"wrenn"
-	"wrenn/client"
-	"wrenn/internal/netns"
-	"wrenn/internal/network"
+	"wrenn.dev"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/netns"
+	"wrenn.dev/internal/network"
 )
 
 const (

@@ -7,7 +7,7 @@ import (
 	"slices"
 	"strings"
 
-	"wrenn/client"
+	"wrenn.dev/client"
 )
 
 // idle watches an unused sandbox, and beside it a machine with only bareagent.

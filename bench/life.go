@@ -12,9 +12,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"wrenn/client"
-	"wrenn/internal/image"
-	"wrenn/internal/storage"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/image"
+	"wrenn.dev/internal/storage"
 )
 
 // versus is a stack and, on the same disk, a lab that restores the same guest with

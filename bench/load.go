@@ -10,7 +10,7 @@ import (
 	"sync"
 	"time"
 
-	"wrenn/client"
+	"wrenn.dev/client"
 )
 
 const (

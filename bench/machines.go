@@ -10,17 +10,17 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"wrenn"
+	"wrenn.dev"
 
 	"golang.org/x/sync/errgroup"
 
-	"wrenn/internal/envdclient"
-	"wrenn/internal/image"
-	"wrenn/internal/network"
-	"wrenn/internal/rollback"
-	"wrenn/internal/storage"
-	"wrenn/internal/vm"
-	"wrenn/internal/vm/qemu"
+	"wrenn.dev/internal/envdclient"
+	"wrenn.dev/internal/image"
+	"wrenn.dev/internal/network"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/storage"
+	"wrenn.dev/internal/vm"
+	"wrenn.dev/internal/vm/qemu"
 )
 
 const (

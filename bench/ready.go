@@ -9,9 +9,9 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
-	"wrenn"
+	"wrenn.dev"
 
-	"wrenn/client"
+	"wrenn.dev/client"
 )
 
 // readyMachines is the size of the agent's warm pool.

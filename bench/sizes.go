@@ -9,11 +9,11 @@ import (
 	"os/exec"
 	"path/filepath"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox"
-	"wrenn/internal/image"
-	"wrenn/internal/storage"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox"
+	"wrenn.dev/internal/image"
+	"wrenn.dev/internal/storage"
+	"wrenn.dev/internal/vm"
 )
 
 // sizes creates sandboxes with large and with small guests in turn, in the way of

@@ -7,7 +7,7 @@ import (
 	"net/netip"
 	"time"
 
-	"wrenn/internal/network"
+	"wrenn.dev/internal/network"
 )
 
 // slots measures acquiring a slot that the pool made ahead of demand, and one that it did not.

@@ -19,14 +19,14 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
-	"wrenn/client"
-	"wrenn/internal/controlplane/hostclient/hosttest"
-	"wrenn/internal/envdclient"
-	"wrenn/internal/netns"
-	"wrenn/internal/network"
-	"wrenn/internal/pgserver"
-	"wrenn/internal/rollback"
-	"wrenn/internal/vm"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/controlplane/hostclient/hosttest"
+	"wrenn.dev/internal/envdclient"
+	"wrenn.dev/internal/netns"
+	"wrenn.dev/internal/network"
+	"wrenn.dev/internal/pgserver"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/vm"
 )
 
 const (

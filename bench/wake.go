@@ -16,8 +16,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"wrenn"
-	"wrenn/client"
+	"wrenn.dev"
+	"wrenn.dev/client"
 )
 
 // callers is how many requests are made at once for a paused sandbox.

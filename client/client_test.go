@@ -22,10 +22,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"wrenn"
-	"wrenn/client"
-	"wrenn/internal/controlplane/api"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/controlplane/api"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 const (

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"os"
 
-	"wrenn/client"
+	"wrenn.dev/client"
 )
 
 // hello creates a sandbox, runs a command in it and deletes it. README.md shows

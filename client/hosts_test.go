@@ -7,10 +7,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/client"
-	"wrenn/internal/controlplane/postgres"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/controlplane/postgres"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 func (f *fake) host(id wrenn.HostID, status wrenn.HostStatus) (*service.HostState, error) {

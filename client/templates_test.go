@@ -13,9 +13,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
-	"wrenn"
-	"wrenn/client"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 const buildID = wrenn.BuildID("t00000000000000000001")

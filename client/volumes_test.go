@@ -6,9 +6,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/client"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 func (f *fake) volume(name string, sizeMiB int) (*wrenn.Volume, error) {

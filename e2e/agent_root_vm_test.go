@@ -22,10 +22,10 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn"
-	"wrenn/internal/testkit"
-	pb "wrenn/proto/gen/hostagent/v1"
-	"wrenn/proto/gen/hostagent/v1/hostagentv1connect"
+	"wrenn.dev"
+	"wrenn.dev/internal/testkit"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
+	"wrenn.dev/proto/gen/hostagent/v1/hostagentv1connect"
 )
 
 // agent is a host agent that serves in the test's own state directory.

@@ -6,11 +6,11 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/host"
-	"wrenn/internal/host/sandbox"
-	"wrenn/internal/image"
-	"wrenn/internal/image/rootfs"
+	"wrenn.dev"
+	"wrenn.dev/internal/host"
+	"wrenn.dev/internal/host/sandbox"
+	"wrenn.dev/internal/image"
+	"wrenn.dev/internal/image/rootfs"
 )
 
 // Packages that a guest needs to run containers, in addition to the usual ones.

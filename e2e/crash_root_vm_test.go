@@ -14,8 +14,8 @@ import (
 	"syscall"
 	"testing"
 
-	"wrenn/client"
-	"wrenn/internal/testkit"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/testkit"
 )
 
 // atOnce is how many sandboxes are being created when a part is killed.

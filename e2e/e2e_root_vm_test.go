@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"wrenn/internal/host"
+	"wrenn.dev/internal/host"
 )
 
 // patience is long enough for a cold boot under emulation on a busy machine.

@@ -16,11 +16,11 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/host"
-	"wrenn/internal/host/sandbox"
-	"wrenn/internal/image"
-	"wrenn/internal/network"
+	"wrenn.dev"
+	"wrenn.dev/internal/host"
+	"wrenn.dev/internal/host/sandbox"
+	"wrenn.dev/internal/image"
+	"wrenn.dev/internal/network"
 )
 
 var small = wrenn.Size{VCPUs: 1, MemoryMiB: 256}

@@ -16,8 +16,8 @@ import (
 	"testing"
 	"time"
 
-	"wrenn/client"
-	"wrenn/internal/testkit"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/testkit"
 )
 
 // hostMemory is the most that the agent and the control plane may each use: the lowest

@@ -5,7 +5,7 @@ package e2e
 import (
 	"testing"
 
-	"wrenn/internal/host/sandbox"
+	"wrenn.dev/internal/host/sandbox"
 )
 
 // loadable are modules that a guest can load.

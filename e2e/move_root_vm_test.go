@@ -9,7 +9,7 @@ import (
 	"syscall"
 	"testing"
 
-	pb "wrenn/proto/gen/hostagent/v1"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // A paused sandbox whose files are copied to another host can be resumed there,

@@ -16,11 +16,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/cli/verify"
-	"wrenn/internal/host"
-	"wrenn/internal/host/sandbox"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/cli/verify"
+	"wrenn.dev/internal/host"
+	"wrenn.dev/internal/host/sandbox"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // settle is a script that writes to a guest's memory and disk and starts a process;

@@ -13,9 +13,9 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn"
-	"wrenn/internal/testkit"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/testkit"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // poolingAgent returns an agent whose warm pool has one machine.

@@ -12,7 +12,7 @@ import (
 	"syscall"
 	"testing"
 
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/testkit"
 )
 
 // testPorts reaches a web server that listens only on the loopback address of a

@@ -8,9 +8,9 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox"
+	"wrenn.dev/internal/testkit"
 )
 
 // answers fails unless the guest's agent and its commands answer.

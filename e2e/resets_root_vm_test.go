@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	pb "wrenn/proto/gen/hostagent/v1"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // resets is how many connections each kind of client in rude opens to a server.

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/testkit"
 )
 
 // tour runs what "make run" runs, in the test's own state directory.

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/testkit"
 )
 
 // sdk is a published version of an E2B SDK, or of E2B's command line.

@@ -13,9 +13,9 @@ import (
 	"testing"
 	"time"
 
-	"wrenn/client"
-	"wrenn/internal/testkit"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/testkit"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // counter starts a program that has a secret and a number only in its memory, and

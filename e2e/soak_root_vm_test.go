@@ -19,9 +19,9 @@ import (
 	"testing"
 	"time"
 
-	"wrenn/client"
-	"wrenn/internal/netns"
-	"wrenn/internal/testkit"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/netns"
+	"wrenn.dev/internal/testkit"
 )
 
 // cyclesVariable is the environment variable with the number of cycles of TestSandboxesLeaveNothing.

@@ -16,11 +16,11 @@ import (
 	"testing"
 	"time"
 
-	"wrenn/client"
-	"wrenn/internal/host"
-	"wrenn/internal/pgserver"
-	"wrenn/internal/testkit"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/host"
+	"wrenn.dev/internal/pgserver"
+	"wrenn.dev/internal/testkit"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // stack runs all of Wrenn as three processes, each of which a test may kill.

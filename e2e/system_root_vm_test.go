@@ -9,8 +9,8 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox"
 )
 
 // A guest has what other init systems set up: the table of docs/guest-image.md.

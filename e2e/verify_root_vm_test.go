@@ -15,10 +15,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/client"
-	"wrenn/internal/cli/verify"
-	"wrenn/internal/host/sandbox"
+	"wrenn.dev"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/cli/verify"
+	"wrenn.dev/internal/host/sandbox"
 )
 
 // TestVerifyFork runs the command as a user does. What must differ differs,

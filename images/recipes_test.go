@@ -5,8 +5,8 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/images"
-	"wrenn/internal/dockerfile"
+	"wrenn.dev/images"
+	"wrenn.dev/internal/dockerfile"
 )
 
 // TestRecipes: each Dockerfile is one that templates can be built from, and its files exist.

@@ -1,4 +1,4 @@
-module wrenn
+module wrenn.dev
 
 go 1.26.4
 

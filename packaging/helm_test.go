@@ -16,9 +16,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v4"
 
-	"wrenn/internal/controlplane"
-	"wrenn/internal/controlplane/authority"
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/controlplane"
+	"wrenn.dev/internal/controlplane/authority"
+	"wrenn.dev/internal/testkit"
 )
 
 // object is one of Kubernetes.

@@ -27,7 +27,7 @@ export VERSION
 export CGO_ENABLED=0 GOOS=linux
 unset GOFLAGS GOAMD64 GOARM64 # a user's own would make other bytes
 flags=(-trimpath -buildvcs=false) # no path and no state of the tree is in a program
-stamp="-X wrenn/internal/buildinfo.version=$VERSION -X wrenn/internal/buildinfo.commit=$COMMIT -X wrenn/internal/buildinfo.date=$date"
+stamp="-X wrenn.dev/internal/buildinfo.version=$VERSION -X wrenn.dev/internal/buildinfo.commit=$COMMIT -X wrenn.dev/internal/buildinfo.date=$date"
 # The tool's own bytes are in the bill of materials.
 tool() { env -u GOOS -u GOARCH GOFLAGS='-trimpath -buildvcs=false' go tool -modfile=packaging/tools.mod "$@"; }
 umask 022

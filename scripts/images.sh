@@ -9,7 +9,7 @@ arch=${1:-amd64}
 COMMIT=${COMMIT:-$(git describe --always --abbrev=40 --exclude='*' --dirty)}
 VERSION=${VERSION:-$(git describe --tags --exact-match --match 'v[0-9]*' 2>/dev/null || true)}
 date=$(date -u -d "@${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}" +%Y-%m-%dT%H:%M:%SZ)
-stamp="-X wrenn/internal/buildinfo.version=${VERSION#v} -X wrenn/internal/buildinfo.commit=$COMMIT -X wrenn/internal/buildinfo.date=$date"
+stamp="-X wrenn.dev/internal/buildinfo.version=${VERSION#v} -X wrenn.dev/internal/buildinfo.commit=$COMMIT -X wrenn.dev/internal/buildinfo.date=$date"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

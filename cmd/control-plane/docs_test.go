@@ -3,7 +3,7 @@ package main
 import (
 	"testing"
 
-	"wrenn/internal/doctest"
+	"wrenn.dev/internal/doctest"
 )
 
 // TestDocs: the command lines in the documentation are ones that the program takes.

@@ -12,9 +12,9 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"wrenn/internal/controlplane"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/run"
+	"wrenn.dev/internal/controlplane"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/run"
 )
 
 func main() { run.Main(start) }

@@ -9,8 +9,8 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/internal/run"
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/run"
+	"wrenn.dev/internal/testkit"
 )
 
 func getenv(name string) string {

@@ -9,11 +9,11 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane"
-	"wrenn/internal/controlplane/authority"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/pgserver"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane"
+	"wrenn.dev/internal/controlplane/authority"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/pgserver"
 )
 
 type migrateCommand struct{}

@@ -5,8 +5,8 @@ import (
 	"log/slog"
 	"net"
 
-	"wrenn/internal/controlplane"
-	"wrenn/internal/run"
+	"wrenn.dev/internal/controlplane"
+	"wrenn.dev/internal/run"
 )
 
 type serveCommand struct{}

@@ -19,10 +19,10 @@ import (
 
 	"github.com/coder/websocket"
 
-	"wrenn"
-	"wrenn/internal/controlplane/hostclient/hosttest"
-	"wrenn/internal/pgtest"
-	"wrenn/internal/telemetry/logtest"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/hostclient/hosttest"
+	"wrenn.dev/internal/pgtest"
+	"wrenn.dev/internal/telemetry/logtest"
 )
 
 func TestMain(m *testing.M) { pgtest.Main(m) }

@@ -4,7 +4,7 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/internal/image"
+	"wrenn.dev/internal/image"
 )
 
 // Every guest is recognized by the command line that the host gives it.

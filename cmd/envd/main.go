@@ -18,10 +18,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/guest"
-	"wrenn/internal/guest/account"
-	"wrenn/internal/guest/identity"
-	"wrenn/internal/run"
+	"wrenn.dev/internal/guest"
+	"wrenn.dev/internal/guest/account"
+	"wrenn.dev/internal/guest/identity"
+	"wrenn.dev/internal/run"
 )
 
 // runDir is where programs in the guest register for restores: docs/fork-safety.md.

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/internal/run"
+	"wrenn.dev/internal/run"
 )
 
 func TestStartRefuses(t *testing.T) {

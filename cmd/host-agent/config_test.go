@@ -12,9 +12,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/internal/certs/certstest"
-	"wrenn/internal/run"
+	"wrenn.dev"
+	"wrenn.dev/internal/certs/certstest"
+	"wrenn.dev/internal/run"
 )
 
 // read reads text as the file of --config.

@@ -8,8 +8,8 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
-	"wrenn/internal/controlplane"
-	"wrenn/internal/doctest"
+	"wrenn.dev/internal/controlplane"
+	"wrenn.dev/internal/doctest"
 )
 
 // TestDocs: the command lines in the documentation are ones that the program takes.

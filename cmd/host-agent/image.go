@@ -10,8 +10,8 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/authn"
 
-	"wrenn/internal/image"
-	"wrenn/internal/image/oci"
+	"wrenn.dev/internal/image"
+	"wrenn.dev/internal/image/oci"
 )
 
 type imageCommands struct {

@@ -8,10 +8,10 @@ import (
 	"path/filepath"
 	"strings"
 
-	"wrenn/internal/host/inpod"
-	"wrenn/internal/host/member"
-	"wrenn/internal/hostjoin"
-	"wrenn/internal/parts"
+	"wrenn.dev/internal/host/inpod"
+	"wrenn.dev/internal/host/member"
+	"wrenn.dev/internal/hostjoin"
+	"wrenn.dev/internal/parts"
 )
 
 // inPodCommand is what a DaemonSet runs.

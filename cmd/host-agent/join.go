@@ -4,9 +4,9 @@ import (
 	"context"
 	"fmt"
 
-	"wrenn/internal/host/member"
-	"wrenn/internal/hostjoin"
-	"wrenn/internal/run"
+	"wrenn.dev/internal/host/member"
+	"wrenn.dev/internal/hostjoin"
+	"wrenn.dev/internal/run"
 )
 
 type joinCommand struct {

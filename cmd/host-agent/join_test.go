@@ -9,8 +9,8 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/internal/hostjoin"
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/hostjoin"
+	"wrenn.dev/internal/testkit"
 )
 
 // TestConfigurationOfAMember: after joining the agent listens by mutual TLS, unless its

@@ -11,7 +11,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"wrenn/internal/run"
+	"wrenn.dev/internal/run"
 )
 
 // init keeps every other goroutine off the main thread. A goroutine that enters

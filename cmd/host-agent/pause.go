@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 
-	"wrenn/internal/host"
+	"wrenn.dev/internal/host"
 )
 
 type pauseCommand struct {

@@ -16,16 +16,16 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
-	"wrenn"
-	"wrenn/internal/budget"
-	"wrenn/internal/buildinfo"
-	"wrenn/internal/host"
-	"wrenn/internal/host/sandbox"
-	"wrenn/internal/host/server"
-	"wrenn/internal/rollback"
-	"wrenn/internal/run"
-	"wrenn/internal/telemetry"
-	"wrenn/internal/tracing"
+	"wrenn.dev"
+	"wrenn.dev/internal/budget"
+	"wrenn.dev/internal/buildinfo"
+	"wrenn.dev/internal/host"
+	"wrenn.dev/internal/host/sandbox"
+	"wrenn.dev/internal/host/server"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/run"
+	"wrenn.dev/internal/telemetry"
+	"wrenn.dev/internal/tracing"
 )
 
 type serveCommand struct {

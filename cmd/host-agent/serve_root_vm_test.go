@@ -17,10 +17,10 @@ import (
 	"testing"
 	"time"
 
-	"wrenn/internal/certs"
-	"wrenn/internal/certs/certstest"
-	"wrenn/internal/controlplane/hostclient"
-	"wrenn/internal/telemetry/logtest"
+	"wrenn.dev/internal/certs"
+	"wrenn.dev/internal/certs/certstest"
+	"wrenn.dev/internal/controlplane/hostclient"
+	"wrenn.dev/internal/telemetry/logtest"
 )
 
 // program is an agent as systemd starts it.

@@ -5,7 +5,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/testkit"
 )
 
 func TestLocale(t *testing.T) {

@@ -3,8 +3,8 @@
 package main
 
 import (
-	"wrenn/internal/cli"
-	"wrenn/internal/run"
+	"wrenn.dev/internal/cli"
+	"wrenn.dev/internal/run"
 )
 
 func main() { run.Main(cli.Start) }

@@ -10,10 +10,10 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/internal/doctest"
-	"wrenn/internal/livetest"
-	"wrenn/internal/pgtest"
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/doctest"
+	"wrenn.dev/internal/livetest"
+	"wrenn.dev/internal/pgtest"
+	"wrenn.dev/internal/testkit"
 )
 
 func TestMain(m *testing.M) { pgtest.Main(m) }

@@ -9,9 +9,9 @@ import (
 	"slices"
 	"testing"
 
-	"wrenn/internal/testkit"
-	"wrenn/internal/vm/firecracker"
-	pinned "wrenn/internal/vm/firecracker/release"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/vm/firecracker"
+	pinned "wrenn.dev/internal/vm/firecracker/release"
 )
 
 // release is a directory with firecracker and jailer in it.

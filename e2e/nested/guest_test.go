@@ -7,8 +7,8 @@ import (
 	"path/filepath"
 	"testing"
 
-	"wrenn/internal/storage"
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/storage"
+	"wrenn.dev/internal/testkit"
 )
 
 // The guest that is booted inside L1, and the environment that names its files.

@@ -10,9 +10,9 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/internal/image/initramfs"
-	"wrenn/internal/image/modules"
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/image/initramfs"
+	"wrenn.dev/internal/image/modules"
+	"wrenn.dev/internal/testkit"
 )
 
 // wanted are the modules that L1 loads, with their dependencies, in this order:

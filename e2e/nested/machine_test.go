@@ -18,8 +18,8 @@ import (
 	"testing"
 	"time"
 
-	"wrenn/e2e/nested/l1"
-	"wrenn/internal/testkit"
+	"wrenn.dev/e2e/nested/l1"
+	"wrenn.dev/internal/testkit"
 )
 
 // machineLimit bounds the life of L1. It takes 13 minutes alone, and twice to three

@@ -10,8 +10,8 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/e2e/nested/l1"
-	"wrenn/internal/testkit"
+	"wrenn.dev/e2e/nested/l1"
+	"wrenn.dev/internal/testkit"
 )
 
 func TestFirecracker(t *testing.T) {
@@ -49,7 +49,7 @@ func runInL1(t *testing.T, processor string, fill func(root, cache string) l1.Pl
 		console:   filepath.Join(dir, "console"),
 	}
 	init := filepath.Join(dir, "init")
-	output(t, "", "go", "build", "-trimpath", "-ldflags=-s -w", "-o", init, "wrenn/e2e/nested/l1init")
+	output(t, "", "go", "build", "-trimpath", "-ldflags=-s -w", "-o", init, "wrenn.dev/e2e/nested/l1init")
 	writeInitramfs(t, m.initrd, init, kernel)
 
 	root := filepath.Join(dir, "root")
@@ -76,7 +76,7 @@ const (
 func suites(t *testing.T, root string, all []release) l1.Plan {
 	t.Helper()
 	guest := putGuest(t, root)
-	putTests(t, root, map[string]string{driverTests: "wrenn/internal/vm/firecracker", hostTests: "wrenn/e2e"})
+	putTests(t, root, map[string]string{driverTests: "wrenn.dev/internal/vm/firecracker", hostTests: "wrenn.dev/e2e"})
 	var plan l1.Plan
 	for i, r := range all {
 		where := filepath.Join("/releases", r.version)

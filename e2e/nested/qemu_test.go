@@ -8,8 +8,8 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/e2e/nested/l1"
-	"wrenn/internal/testkit"
+	"wrenn.dev/e2e/nested/l1"
+	"wrenn.dev/internal/testkit"
 )
 
 const qemuTests = "/qemu.test"
@@ -20,7 +20,7 @@ const qemuTests = "/qemu.test"
 func TestQEMU(t *testing.T) {
 	runInL1(t, amdWithoutXSAVE, func(root, _ string) l1.Plan {
 		env := append(putGuest(t, root), "WRENN_CI=1", "WRENN_TEST_KVM=1", "WRENN_TEST_QEMU="+putQEMU(t, root))
-		putTests(t, root, map[string]string{qemuTests: "wrenn/internal/vm/qemu", hostTests: "wrenn/e2e"})
+		putTests(t, root, map[string]string{qemuTests: "wrenn.dev/internal/vm/qemu", hostTests: "wrenn.dev/e2e"})
 		return l1.Plan{Programs: programs([]run{
 			{"kvm", qemuTests, []string{"-test.run=" + withKVM}},
 			{"host", hostTests, []string{"-test.run=" + hostWithKVM}},

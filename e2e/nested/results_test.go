@@ -9,8 +9,8 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/e2e/nested/l1"
-	"wrenn/internal/testkit"
+	"wrenn.dev/e2e/nested/l1"
+	"wrenn.dev/internal/testkit"
 )
 
 // results collects what the programs in L1 print: lines of `go test -v`.

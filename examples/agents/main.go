@@ -13,7 +13,7 @@ import (
 	"sync"
 	"time"
 
-	"wrenn/client"
+	"wrenn.dev/client"
 )
 
 const (

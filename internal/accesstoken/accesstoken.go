@@ -15,7 +15,7 @@ import (
 	"strings"
 	"time"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // Header carries the token.

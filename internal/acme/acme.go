@@ -19,9 +19,9 @@ import (
 	"github.com/libdns/rfc2136"
 	"go.uber.org/zap"
 
-	"wrenn"
-	"wrenn/internal/config"
-	"wrenn/internal/wake"
+	"wrenn.dev"
+	"wrenn.dev/internal/config"
+	"wrenn.dev/internal/wake"
 )
 
 // Config says how to get certificates. The zero value gets none.

@@ -22,9 +22,9 @@ import (
 	"github.com/letsencrypt/pebble/v2/wfe"
 	"github.com/miekg/dns"
 
-	"wrenn/internal/acme"
-	"wrenn/internal/config"
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/acme"
+	"wrenn.dev/internal/config"
+	"wrenn.dev/internal/testkit"
 )
 
 const (

@@ -9,7 +9,7 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // patience is how long a request waits for memory before it is refused.

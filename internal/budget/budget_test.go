@@ -8,8 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 
-	"wrenn"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/testkit"
 )
 
 // used returns how many bytes of b are reserved.

@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"wrenn/internal/certs"
-	"wrenn/internal/certs/certstest"
+	"wrenn.dev/internal/certs"
+	"wrenn.dev/internal/certs/certstest"
 )
 
 func open(t *testing.T, files certs.Files) *certs.Source {

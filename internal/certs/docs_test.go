@@ -7,8 +7,8 @@ import (
 	"regexp"
 	"testing"
 
-	"wrenn/internal/certs"
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/certs"
+	"wrenn.dev/internal/testkit"
 )
 
 // TestTheDocumentedCommands runs the commands of docs/host-agent.md, and connects

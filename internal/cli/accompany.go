@@ -10,7 +10,7 @@ import (
 	"syscall"
 	"time"
 
-	"wrenn/internal/cli/up"
+	"wrenn.dev/internal/cli/up"
 )
 
 // stopGrace is how long a command of up may take to end after SIGTERM.

@@ -6,7 +6,7 @@ import (
 	"io"
 	"unicode/utf8"
 
-	"wrenn/client"
+	"wrenn.dev/client"
 )
 
 // maxCaptured bounds each output of a command that -o json prints.

@@ -11,9 +11,9 @@ import (
 	"strings"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/cli/up"
-	"wrenn/internal/localca"
+	"wrenn.dev"
+	"wrenn.dev/internal/cli/up"
+	"wrenn.dev/internal/localca"
 )
 
 type certCommand struct {

@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"io"
 
-	"wrenn/client"
-	"wrenn/internal/plain"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/plain"
 )
 
 type checkpointCommands struct {

@@ -19,7 +19,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"wrenn/internal/run"
+	"wrenn.dev/internal/run"
 )
 
 // commandLine is the whole command line.

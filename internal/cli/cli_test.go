@@ -23,8 +23,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/pelletier/go-toml/v2"
 
-	"wrenn/client"
-	"wrenn/internal/run"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/run"
 )
 
 var update = flag.Bool("update", false, "write the golden files")

@@ -13,8 +13,8 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"wrenn/client"
-	"wrenn/internal/plain"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/plain"
 )
 
 const (

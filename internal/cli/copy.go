@@ -12,9 +12,9 @@ import (
 	"strings"
 	"sync/atomic"
 
-	"wrenn/client"
-	"wrenn/internal/plain"
-	"wrenn/internal/run"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/plain"
+	"wrenn.dev/internal/run"
 )
 
 // standard is the name of standard input and output.

@@ -8,7 +8,7 @@ import (
 	"path"
 	"strings"
 
-	"wrenn/client"
+	"wrenn.dev/client"
 )
 
 // destination returns the destination of several sources, with a slash at its end.

@@ -13,8 +13,8 @@ import (
 	"strings"
 	"sync"
 
-	"wrenn/client"
-	"wrenn/internal/plain"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/plain"
 )
 
 const (

@@ -10,8 +10,8 @@ import (
 	"os"
 	"strings"
 
-	"wrenn/client"
-	"wrenn/internal/programs"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/programs"
 )
 
 // maxEnvFile bounds a file of variables: all of a command have at most 64 KiB.

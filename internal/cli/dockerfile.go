@@ -8,9 +8,9 @@ import (
 	"os"
 	"path/filepath"
 
-	"wrenn/client"
-	"wrenn/internal/dockerfile"
-	"wrenn/internal/plain"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/dockerfile"
+	"wrenn.dev/internal/plain"
 )
 
 // addDockerfile adds to a build what its Dockerfile asks for, and uploads the files

@@ -6,8 +6,8 @@ import (
 	"github.com/alecthomas/kong"
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn/internal/doctest"
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/doctest"
+	"wrenn.dev/internal/testkit"
 )
 
 // TestDocs: the command lines in the documentation are ones that wrenn takes.

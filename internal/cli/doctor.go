@@ -19,11 +19,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/pgserver"
-	"wrenn/internal/plain"
-	"wrenn/internal/storage"
-	"wrenn/internal/vm/firecracker/release"
-	"wrenn/internal/vm/probe"
+	"wrenn.dev/internal/pgserver"
+	"wrenn.dev/internal/plain"
+	"wrenn.dev/internal/storage"
+	"wrenn.dev/internal/vm/firecracker/release"
+	"wrenn.dev/internal/vm/probe"
 )
 
 const (

@@ -7,8 +7,8 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/internal/testkit"
-	"wrenn/internal/vm/probe"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/vm/probe"
 )
 
 // TestDriversOfDoctor: where KVM works the verdicts on Firecracker, QEMU with KVM and,

@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"time"
 
-	"wrenn/client"
-	"wrenn/internal/plain"
-	"wrenn/internal/wake"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/plain"
+	"wrenn.dev/internal/wake"
 )
 
 const (

@@ -6,7 +6,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/testkit"
 )
 
 // TestExamples: the help of each command has an example of it, and the command line

@@ -15,8 +15,8 @@ import (
 
 	"golang.org/x/term"
 
-	"wrenn/client"
-	"wrenn/internal/run"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/run"
 )
 
 const (

@@ -10,9 +10,9 @@ import (
 	"strings"
 	"time"
 
-	"wrenn/client"
-	"wrenn/internal/plain"
-	"wrenn/internal/wake"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/plain"
+	"wrenn.dev/internal/wake"
 )
 
 type hostCommands struct {

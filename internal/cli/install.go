@@ -14,11 +14,11 @@ import (
 	"github.com/alecthomas/kong"
 	"github.com/pelletier/go-toml/v2"
 
-	"wrenn"
-	"wrenn/internal/cli/service"
-	"wrenn/internal/launch"
-	"wrenn/internal/parts"
-	"wrenn/internal/plain"
+	"wrenn.dev"
+	"wrenn.dev/internal/cli/service"
+	"wrenn.dev/internal/launch"
+	"wrenn.dev/internal/parts"
+	"wrenn.dev/internal/plain"
 )
 
 // AfterApply refuses flags that --install would ignore: the service has a file for them.

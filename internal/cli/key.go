@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"wrenn/client"
+	"wrenn.dev/client"
 )
 
 type keyCommands struct {

@@ -12,9 +12,9 @@ import (
 
 	"golang.org/x/term"
 
-	"wrenn/client"
-	"wrenn/internal/plain"
-	"wrenn/internal/run"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/plain"
+	"wrenn.dev/internal/run"
 )
 
 // maxKey bounds a key that is read from standard input.

@@ -12,10 +12,10 @@ import (
 	"strconv"
 	"strings"
 
-	"wrenn/client"
-	"wrenn/internal/plain"
-	"wrenn/internal/programs"
-	"wrenn/internal/run"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/plain"
+	"wrenn.dev/internal/programs"
+	"wrenn.dev/internal/run"
 )
 
 type logsCommand struct {

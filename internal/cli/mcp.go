@@ -13,9 +13,9 @@ import (
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
-	"wrenn/client"
-	"wrenn/internal/mcpserver"
-	"wrenn/internal/run"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/mcpserver"
+	"wrenn.dev/internal/run"
 )
 
 const (

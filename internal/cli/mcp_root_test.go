@@ -12,8 +12,8 @@ import (
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
-	"wrenn/internal/mcpserver"
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/mcpserver"
+	"wrenn.dev/internal/testkit"
 )
 
 // TestMCP has a session over pipes, which leaves no sandbox, and one over HTTP.

@@ -9,9 +9,9 @@ import (
 	"slices"
 	"strings"
 
-	"wrenn"
-	"wrenn/client"
-	"wrenn/internal/plain"
+	"wrenn.dev"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/plain"
 )
 
 // networkLists are the flags that say what sandboxes may reach.

@@ -8,9 +8,9 @@ import (
 	"slices"
 	"strconv"
 
-	"wrenn"
-	"wrenn/client"
-	"wrenn/internal/plain"
+	"wrenn.dev"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/plain"
 )
 
 type networkLearnCommand struct {

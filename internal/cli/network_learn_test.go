@@ -5,7 +5,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn/client"
+	"wrenn.dev/client"
 )
 
 // TestProposePolicy: a proposal has each host and address once, and nothing that is no rule.

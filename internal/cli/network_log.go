@@ -10,8 +10,8 @@ import (
 	"strconv"
 	"time"
 
-	"wrenn/client"
-	"wrenn/internal/plain"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/plain"
 )
 
 type networkLogCommand struct {

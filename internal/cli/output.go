@@ -14,8 +14,8 @@ import (
 
 	"golang.org/x/term"
 
-	"wrenn/client"
-	"wrenn/internal/plain"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/plain"
 )
 
 const (

@@ -13,11 +13,11 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"wrenn"
-	"wrenn/client"
-	"wrenn/internal/plain"
-	"wrenn/internal/run"
-	"wrenn/internal/tunnel"
+	"wrenn.dev"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/plain"
+	"wrenn.dev/internal/run"
+	"wrenn.dev/internal/tunnel"
 )
 
 type portCommand struct {

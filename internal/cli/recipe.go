@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"wrenn/images"
+	"wrenn.dev/images"
 )
 
 // recipeReady is how long a recipe's server may take to start; an emulated machine

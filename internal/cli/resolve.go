@@ -11,9 +11,9 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"wrenn"
-	"wrenn/client"
-	"wrenn/internal/plain"
+	"wrenn.dev"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/plain"
 )
 
 // nameLabel is the label that --name sets, and by which commands find a sandbox.

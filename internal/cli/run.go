@@ -7,8 +7,8 @@ import (
 	"strings"
 	"time"
 
-	"wrenn/client"
-	"wrenn/internal/run"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/run"
 )
 
 // cleanUp bounds the removal of a sandbox at the end of run.

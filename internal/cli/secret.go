@@ -8,7 +8,7 @@ import (
 	"strconv"
 	"strings"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 type secretCommands struct {

@@ -15,8 +15,8 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
-	"wrenn/client"
-	"wrenn/internal/durable"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/durable"
 )
 
 // session is one run of the program.

@@ -9,9 +9,9 @@ import (
 	"os/exec"
 	"strings"
 
-	"wrenn/internal/cli/sshd"
-	"wrenn/internal/plain"
-	"wrenn/internal/run"
+	"wrenn.dev/internal/cli/sshd"
+	"wrenn.dev/internal/plain"
+	"wrenn.dev/internal/run"
 )
 
 // sshSuffix ends the host names of sandboxes in the configuration of ssh(1).

@@ -6,7 +6,7 @@ import (
 	"io"
 	"time"
 
-	"wrenn/client"
+	"wrenn.dev/client"
 )
 
 type statsCommand struct {

@@ -13,8 +13,8 @@ import (
 	"strings"
 	"time"
 
-	"wrenn/internal/cli/support"
-	"wrenn/internal/plain"
+	"wrenn.dev/internal/cli/support"
+	"wrenn.dev/internal/plain"
 )
 
 const (

@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/testkit"
 )
 
 // TestSupportBundle looks for secrets in the bundle of a machine that has some everywhere.

@@ -9,8 +9,8 @@ import (
 	"os"
 	"strings"
 
-	"wrenn/client"
-	"wrenn/internal/plain"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/plain"
 )
 
 type templateCommands struct {

@@ -14,15 +14,15 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"wrenn"
-	"wrenn/internal/acme"
-	"wrenn/internal/certs"
-	"wrenn/internal/cli/up"
-	"wrenn/internal/config"
-	"wrenn/internal/parts"
-	"wrenn/internal/plain"
-	"wrenn/internal/run"
-	"wrenn/internal/tracing"
+	"wrenn.dev"
+	"wrenn.dev/internal/acme"
+	"wrenn.dev/internal/certs"
+	"wrenn.dev/internal/cli/up"
+	"wrenn.dev/internal/config"
+	"wrenn.dev/internal/parts"
+	"wrenn.dev/internal/plain"
+	"wrenn.dev/internal/run"
+	"wrenn.dev/internal/tracing"
 )
 
 type upCommand struct {

@@ -7,7 +7,7 @@ import (
 	"strconv"
 	"time"
 
-	"wrenn/client"
+	"wrenn.dev/client"
 )
 
 type usageCommand struct {

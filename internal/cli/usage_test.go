@@ -7,7 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn/client"
+	"wrenn.dev/client"
 )
 
 func TestUsageTable(t *testing.T) {

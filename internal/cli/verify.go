@@ -9,9 +9,9 @@ import (
 	"strings"
 	"sync/atomic"
 
-	"wrenn/client"
-	"wrenn/internal/cli/verify"
-	"wrenn/internal/plain"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/cli/verify"
+	"wrenn.dev/internal/plain"
 )
 
 type verifyCommands struct {

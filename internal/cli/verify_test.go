@@ -11,8 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn/client"
-	"wrenn/internal/cli/verify"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/cli/verify"
 )
 
 func TestForkReport(t *testing.T) {

@@ -9,9 +9,9 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"wrenn/client"
-	"wrenn/internal/buildinfo"
-	"wrenn/internal/plain"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/buildinfo"
+	"wrenn.dev/internal/plain"
 )
 
 // serverVersion bounds the wait for the server's version, without which the rest is shown.

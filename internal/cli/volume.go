@@ -7,7 +7,7 @@ import (
 	"strconv"
 	"strings"
 
-	"wrenn/client"
+	"wrenn.dev/client"
 )
 
 type volumeCommands struct {

@@ -10,8 +10,8 @@ import (
 	"regexp"
 	"strings"
 
-	"wrenn/client"
-	"wrenn/internal/plain"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/plain"
 )
 
 // volumeFile is a file of a volume. Paths begin at the volume's root.

@@ -9,8 +9,8 @@ import (
 	"strings"
 	"time"
 
-	"wrenn/client"
-	"wrenn/internal/wake"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/wake"
 )
 
 const (

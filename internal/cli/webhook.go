@@ -8,7 +8,7 @@ import (
 	"strconv"
 	"strings"
 
-	"wrenn/client"
+	"wrenn.dev/client"
 )
 
 type webhookCommands struct {

@@ -12,7 +12,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // Configuration is a pointer to a configuration of type T.

@@ -8,9 +8,9 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/config"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/config"
+	"wrenn.dev/internal/testkit"
 )
 
 type settings struct {

@@ -11,10 +11,10 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/client"
-	"wrenn/internal/pgtest"
-	"wrenn/internal/telemetry/logtest"
-	"wrenn/internal/testkit"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/pgtest"
+	"wrenn.dev/internal/telemetry/logtest"
+	"wrenn.dev/internal/testkit"
 )
 
 // backup is what docs/backup.md has operators keep: a dump of the database, the key of

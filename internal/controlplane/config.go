@@ -14,14 +14,14 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
-	"wrenn"
-	"wrenn/internal/acme"
-	"wrenn/internal/certs"
-	"wrenn/internal/config"
-	"wrenn/internal/controlplane/authority"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/controlplane/tokenreview"
-	"wrenn/internal/tracing"
+	"wrenn.dev"
+	"wrenn.dev/internal/acme"
+	"wrenn.dev/internal/certs"
+	"wrenn.dev/internal/config"
+	"wrenn.dev/internal/controlplane/authority"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/controlplane/tokenreview"
+	"wrenn.dev/internal/tracing"
 )
 
 // Config is the configuration file; packaging/control-plane.toml has all keys.

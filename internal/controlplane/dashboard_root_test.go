@@ -12,10 +12,10 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/client"
-	"wrenn/internal/pgtest"
-	"wrenn/internal/testkit"
-	"wrenn/internal/testkit/browser"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/pgtest"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/testkit/browser"
 )
 
 // dash is the dashboard in a browser, of a control plane with a host.

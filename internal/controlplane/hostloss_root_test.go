@@ -8,9 +8,9 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/client"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/testkit"
 )
 
 // TestSandboxOfALostHost: a running sandbox continues on another host from its newest stored

@@ -8,12 +8,12 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn"
-	"wrenn/client"
-	"wrenn/internal/host/member"
-	"wrenn/internal/host/server"
-	"wrenn/internal/host/server/agenttest"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/host/member"
+	"wrenn.dev/internal/host/server"
+	"wrenn.dev/internal/host/server/agenttest"
+	"wrenn.dev/internal/testkit"
 )
 
 // joined is a host that joined, and its agent.

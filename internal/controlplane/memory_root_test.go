@@ -11,8 +11,8 @@ import (
 	"sync"
 	"testing"
 
-	"wrenn/client"
-	"wrenn/internal/testkit"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/testkit"
 )
 
 // TestExecMemory: outputs of commands that callers wait for are held in a bounded part of

@@ -9,11 +9,11 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn"
-	"wrenn/client"
-	"wrenn/internal/host/server/agenttest"
-	"wrenn/internal/objects"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/host/server/agenttest"
+	"wrenn.dev/internal/objects"
+	"wrenn.dev/internal/testkit"
 )
 
 // storeIn is the configuration of an agent whose snapshot store is a directory.

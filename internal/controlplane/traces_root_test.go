@@ -15,13 +15,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
 
-	"wrenn/internal/controlplane/vault"
-	"wrenn/internal/host/server/agenttest"
-	"wrenn/internal/pgtest"
-	"wrenn/internal/telemetry/logtest"
-	"wrenn/internal/testkit"
-	"wrenn/internal/tracing"
-	"wrenn/internal/tracing/tracingtest"
+	"wrenn.dev/internal/controlplane/vault"
+	"wrenn.dev/internal/host/server/agenttest"
+	"wrenn.dev/internal/pgtest"
+	"wrenn.dev/internal/telemetry/logtest"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/tracing"
+	"wrenn.dev/internal/tracing/tracingtest"
 )
 
 const (

@@ -17,8 +17,8 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 
-	"wrenn"
-	"wrenn/client"
+	"wrenn.dev"
+	"wrenn.dev/client"
 )
 
 // maxBytes bounds a Dockerfile.

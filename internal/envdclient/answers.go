@@ -12,7 +12,7 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // meanings are what callers of the host learn from an error that a guest answered;

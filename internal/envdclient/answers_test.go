@@ -12,7 +12,7 @@ import (
 	"connectrpc.com/connect"
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // TestEveryAnswerOfAGuest has each of Connect's codes and each status of HTTP answered

@@ -15,13 +15,13 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn"
-	"wrenn/internal/accesstoken"
-	"wrenn/internal/budget"
-	"wrenn/internal/plain"
-	"wrenn/internal/untrusted"
-	"wrenn/proto/gen/envd/filesystem/filesystemconnect"
-	"wrenn/proto/gen/envd/process/processconnect"
+	"wrenn.dev"
+	"wrenn.dev/internal/accesstoken"
+	"wrenn.dev/internal/budget"
+	"wrenn.dev/internal/plain"
+	"wrenn.dev/internal/untrusted"
+	"wrenn.dev/proto/gen/envd/filesystem/filesystemconnect"
+	"wrenn.dev/proto/gen/envd/process/processconnect"
 )
 
 const (

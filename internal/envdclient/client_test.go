@@ -18,10 +18,10 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/guest"
-	"wrenn/internal/guest/guesttest"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/guest"
+	"wrenn.dev/internal/guest/guesttest"
+	"wrenn.dev/internal/testkit"
 )
 
 // deadline is far longer than any test here takes.

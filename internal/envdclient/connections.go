@@ -8,8 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/tunnel"
+	"wrenn.dev"
+	"wrenn.dev/internal/tunnel"
 )
 
 // goneError is the error of calls and streams that this client has cut, because it

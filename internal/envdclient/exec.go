@@ -9,7 +9,7 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // defaultMaxOutput bounds each of the two outputs that Exec keeps, in bytes.

@@ -9,10 +9,10 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn"
-	"wrenn/internal/budget"
-	"wrenn/proto/gen/envd/filesystem"
-	"wrenn/proto/gen/envd/process"
+	"wrenn.dev"
+	"wrenn.dev/internal/budget"
+	"wrenn.dev/proto/gen/envd/filesystem"
+	"wrenn.dev/proto/gen/envd/process"
 )
 
 const (

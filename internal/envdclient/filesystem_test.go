@@ -12,9 +12,9 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"wrenn"
-	"wrenn/internal/testkit"
-	"wrenn/proto/gen/envd/filesystem"
+	"wrenn.dev"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/proto/gen/envd/filesystem"
 )
 
 // TestHostileEntries: what a guest says of a file fits into the contract of the API.

@@ -10,11 +10,11 @@ import (
 	"runtime"
 	"strings"
 	"testing"
-	"wrenn"
+	"wrenn.dev"
 
 	"google.golang.org/protobuf/proto"
 
-	"wrenn/proto/gen/envd/process"
+	"wrenn.dev/proto/gen/envd/process"
 )
 
 // newImpostor returns a client of a guest whose root has replaced the agent.

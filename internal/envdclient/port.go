@@ -9,9 +9,9 @@ import (
 	"strconv"
 	"syscall"
 
-	"wrenn"
-	"wrenn/internal/accesstoken"
-	"wrenn/internal/tunnel"
+	"wrenn.dev"
+	"wrenn.dev/internal/accesstoken"
+	"wrenn.dev/internal/tunnel"
 )
 
 // DialPort connects to a TCP port of the guest: to a program that listens on the

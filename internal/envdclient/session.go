@@ -7,9 +7,9 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn"
-	"wrenn/internal/wake"
-	"wrenn/proto/gen/envd/process"
+	"wrenn.dev"
+	"wrenn.dev/internal/wake"
+	"wrenn.dev/proto/gen/envd/process"
 )
 
 const (

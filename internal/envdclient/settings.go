@@ -7,7 +7,7 @@ import (
 	"io"
 	"net/http"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // maxSettings bounds the settings of a guest. It is more than /init takes: JSON may

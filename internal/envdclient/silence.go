@@ -10,7 +10,7 @@ import (
 	"syscall"
 	"time"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // Probe returns nil when envd answers a request before ctx ends, whatever it

@@ -11,8 +11,8 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn"
-	"wrenn/proto/gen/envd/process"
+	"wrenn.dev"
+	"wrenn.dev/proto/gen/envd/process"
 )
 
 const (

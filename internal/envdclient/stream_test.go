@@ -13,8 +13,8 @@ import (
 	"testing/iotest"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/testkit"
 )
 
 // newSession returns a new session.

@@ -14,8 +14,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn/internal/framing"
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/framing"
+	"wrenn.dev/internal/testkit"
 )
 
 // echo answers with what it was asked, and how long the body was.

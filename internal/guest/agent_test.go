@@ -10,11 +10,11 @@ import (
 	"testing"
 	"time"
 
-	"wrenn/internal/guest"
-	"wrenn/internal/guest/guesttest"
-	"wrenn/internal/testkit"
-	"wrenn/proto/gen/envd/process"
-	"wrenn/proto/gen/envd/process/processconnect"
+	"wrenn.dev/internal/guest"
+	"wrenn.dev/internal/guest/guesttest"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/proto/gen/envd/process"
+	"wrenn.dev/proto/gen/envd/process/processconnect"
 )
 
 func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }

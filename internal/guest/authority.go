@@ -8,8 +8,8 @@ import (
 	"net/http"
 	"time"
 
-	"wrenn/internal/guest/settings"
-	"wrenn/internal/guest/trust"
+	"wrenn.dev/internal/guest/settings"
+	"wrenn.dev/internal/guest/trust"
 )
 
 // javaLimit bounds the time that Java's keytool has: under emulation it takes a minute.

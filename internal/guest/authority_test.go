@@ -9,8 +9,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn/internal/guest"
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/guest"
+	"wrenn.dev/internal/testkit"
 )
 
 // trusting is a machine that trusts authorities.

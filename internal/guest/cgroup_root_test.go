@@ -17,9 +17,9 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn/internal/guest"
-	"wrenn/internal/testkit"
-	pb "wrenn/proto/gen/envd/process"
+	"wrenn.dev/internal/guest"
+	"wrenn.dev/internal/testkit"
+	pb "wrenn.dev/proto/gen/envd/process"
 )
 
 // groups lists the cgroups of commands below dir.

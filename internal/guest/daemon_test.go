@@ -6,7 +6,7 @@ import (
 	"log/slog"
 	"testing"
 
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/testkit"
 )
 
 // TestDaemon: the clock's daemon is started once, a freeze waits for it, and a

@@ -21,8 +21,8 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn/proto/gen/envd/process"
-	"wrenn/proto/gen/envd/process/processconnect"
+	"wrenn.dev/proto/gen/envd/process"
+	"wrenn.dev/proto/gen/envd/process/processconnect"
 )
 
 // patience bounds how long these tests wait. It does not say how fast
@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 	}
 	defer os.RemoveAll(dir)
 	envdPath = filepath.Join(dir, "envd")
-	build := exec.Command("go", "build", "-o", envdPath, "wrenn/cmd/envd")
+	build := exec.Command("go", "build", "-o", envdPath, "wrenn.dev/cmd/envd")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		panic(fmt.Sprintf("build envd: %v\n%s", err, out))

@@ -10,9 +10,9 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/internal/guest"
-	"wrenn/internal/testkit"
-	pb "wrenn/proto/gen/envd/process"
+	"wrenn.dev/internal/guest"
+	"wrenn.dev/internal/testkit"
+	pb "wrenn.dev/proto/gen/envd/process"
 )
 
 // ticker is a program that counts in a file for as long as it runs.

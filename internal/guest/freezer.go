@@ -10,7 +10,7 @@ import (
 	"net/http"
 	"time"
 
-	"wrenn/internal/guest/freeze"
+	"wrenn.dev/internal/guest/freeze"
 )
 
 const (

@@ -8,7 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"wrenn/internal/guest/freeze"
+	"wrenn.dev/internal/guest/freeze"
 )
 
 // groups stand for the cgroups.

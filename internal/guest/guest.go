@@ -17,18 +17,18 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn/internal/framing"
-	"wrenn/internal/guest/account"
-	"wrenn/internal/guest/auth"
-	"wrenn/internal/guest/clock"
-	"wrenn/internal/guest/filesystem"
-	"wrenn/internal/guest/freeze"
-	"wrenn/internal/guest/identity"
-	"wrenn/internal/guest/ports"
-	"wrenn/internal/guest/process"
-	"wrenn/internal/guest/settings"
-	"wrenn/proto/gen/envd/filesystem/filesystemconnect"
-	"wrenn/proto/gen/envd/process/processconnect"
+	"wrenn.dev/internal/framing"
+	"wrenn.dev/internal/guest/account"
+	"wrenn.dev/internal/guest/auth"
+	"wrenn.dev/internal/guest/clock"
+	"wrenn.dev/internal/guest/filesystem"
+	"wrenn.dev/internal/guest/freeze"
+	"wrenn.dev/internal/guest/identity"
+	"wrenn.dev/internal/guest/ports"
+	"wrenn.dev/internal/guest/process"
+	"wrenn.dev/internal/guest/settings"
+	"wrenn.dev/proto/gen/envd/filesystem/filesystemconnect"
+	"wrenn.dev/proto/gen/envd/process/processconnect"
 )
 
 // Version is the version of the E2B envd protocol that the agent speaks. The

@@ -18,9 +18,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn/internal/guest"
-	"wrenn/proto/gen/envd/process"
-	"wrenn/proto/gen/envd/process/processconnect"
+	"wrenn.dev/internal/guest"
+	"wrenn.dev/proto/gen/envd/process"
+	"wrenn.dev/proto/gen/envd/process/processconnect"
 )
 
 // call sends a request with a body and returns the status, the headers and the answer.

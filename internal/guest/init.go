@@ -13,8 +13,8 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"wrenn/internal/guest/identity"
-	"wrenn/internal/guest/settings"
+	"wrenn.dev/internal/guest/identity"
+	"wrenn.dev/internal/guest/settings"
 )
 
 // staleLimit is for how long a copy keeps its original's connections.

@@ -9,8 +9,8 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn/internal/testkit"
-	"wrenn/proto/gen/envd/process"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/proto/gen/envd/process"
 )
 
 func stdin(text string) *process.ProcessInput {

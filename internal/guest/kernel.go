@@ -5,8 +5,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/guest/clock"
-	"wrenn/internal/guest/identity"
+	"wrenn.dev/internal/guest/clock"
+	"wrenn.dev/internal/guest/identity"
 )
 
 // Kernel is the kernel that the program runs on. Its methods need root.

@@ -8,7 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn/internal/guest/settings"
+	"wrenn.dev/internal/guest/settings"
 )
 
 func TestParseStat(t *testing.T) {

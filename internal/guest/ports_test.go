@@ -9,8 +9,8 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/internal/testkit"
-	"wrenn/internal/tunnel"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/tunnel"
 )
 
 // TestConnect reaches programs on each loopback address, and no others.

@@ -20,8 +20,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/testing/protocmp"
 
-	"wrenn/internal/testkit"
-	"wrenn/proto/gen/envd/process"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/proto/gen/envd/process"
 )
 
 func TestExit(t *testing.T) {

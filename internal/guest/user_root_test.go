@@ -18,11 +18,11 @@ import (
 	"connectrpc.com/connect"
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn/internal/guest"
-	"wrenn/internal/guest/account"
-	"wrenn/internal/testkit"
-	pb "wrenn/proto/gen/envd/process"
-	"wrenn/proto/gen/envd/process/processconnect"
+	"wrenn.dev/internal/guest"
+	"wrenn.dev/internal/guest/account"
+	"wrenn.dev/internal/testkit"
+	pb "wrenn.dev/proto/gen/envd/process"
+	"wrenn.dev/proto/gen/envd/process/processconnect"
 )
 
 // guestAccounts are those of a guest: the user has a group beside its own.

@@ -9,13 +9,13 @@ import (
 	"path/filepath"
 	"strings"
 
-	"wrenn"
-	"wrenn/internal/launch"
-	"wrenn/internal/vm"
-	"wrenn/internal/vm/firecracker"
-	"wrenn/internal/vm/firecracker/release"
-	"wrenn/internal/vm/probe"
-	"wrenn/internal/vm/qemu"
+	"wrenn.dev"
+	"wrenn.dev/internal/launch"
+	"wrenn.dev/internal/vm"
+	"wrenn.dev/internal/vm/firecracker"
+	"wrenn.dev/internal/vm/firecracker/release"
+	"wrenn.dev/internal/vm/probe"
+	"wrenn.dev/internal/vm/qemu"
 )
 
 // The choices of DriverConfig.Name.

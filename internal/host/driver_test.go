@@ -10,9 +10,9 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/vm"
-	"wrenn/internal/vm/probe"
+	"wrenn.dev"
+	"wrenn.dev/internal/vm"
+	"wrenn.dev/internal/vm/probe"
 )
 
 // program writes a shell script that stands for a VMM's program.

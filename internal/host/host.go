@@ -17,17 +17,17 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"wrenn"
-	"wrenn/internal/filelock"
-	"wrenn/internal/host/sandbox"
-	"wrenn/internal/host/template"
-	"wrenn/internal/image"
-	"wrenn/internal/network"
-	"wrenn/internal/objects"
-	"wrenn/internal/rollback"
-	"wrenn/internal/storage"
-	"wrenn/internal/vm"
-	"wrenn/internal/volume"
+	"wrenn.dev"
+	"wrenn.dev/internal/filelock"
+	"wrenn.dev/internal/host/sandbox"
+	"wrenn.dev/internal/host/template"
+	"wrenn.dev/internal/image"
+	"wrenn.dev/internal/network"
+	"wrenn.dev/internal/objects"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/storage"
+	"wrenn.dev/internal/vm"
+	"wrenn.dev/internal/volume"
 )
 
 // machineUIDs is the first of the user ids that machines run as, one each, on all agents

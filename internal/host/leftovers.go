@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"wrenn/internal/netns"
+	"wrenn.dev/internal/netns"
 )
 
 // linksDir lists the network links of the caller's namespace, see sysfs(5).

@@ -9,7 +9,7 @@ import (
 	"regexp"
 	"strings"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // MaxAccountToken bounds the token of a service account of Kubernetes, in bytes.

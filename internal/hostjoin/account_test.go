@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 func accountToken(claims string) string {

@@ -12,7 +12,7 @@ import (
 	"net/url"
 	"strings"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 const (

@@ -5,8 +5,8 @@ import (
 	"net/netip"
 	"time"
 
-	"wrenn"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // EgressRequest asks for the events of a sandbox after a known one. Wait is how long

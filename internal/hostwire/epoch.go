@@ -3,7 +3,7 @@ package hostwire
 import (
 	"strconv"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // EpochHeader is the header of a call that names the epoch of the sandbox which it means.

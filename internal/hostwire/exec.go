@@ -1,8 +1,8 @@
 package hostwire
 
 import (
-	"wrenn"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // ExecRequest asks for a command that is run to its end, on behalf of owner.

@@ -13,9 +13,9 @@ import (
 	"math"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/plain"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/plain"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // HostInfo is the answer to a ping.

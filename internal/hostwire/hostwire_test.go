@@ -13,9 +13,9 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/testing/protocmp"
 
-	"wrenn"
-	"wrenn/internal/hostwire"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/hostwire"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // Calls whose words are several values.

@@ -3,8 +3,8 @@ package hostwire
 import (
 	"time"
 
-	"wrenn"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // MetricsRequest asks for samples of a sandbox. A zero time is no bound.

@@ -3,8 +3,8 @@ package hostwire
 import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"wrenn"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // BuildRequest asks for the build of a template. Of one that is made from a

@@ -3,8 +3,8 @@ package hostwire
 import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"wrenn"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 var fileTypes = map[wrenn.FileType]pb.VolumeEntry_Type{

@@ -13,9 +13,9 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/api"
-	"wrenn/internal/controlplane/contract"
-	"wrenn/internal/doctest"
+	"wrenn.dev/api"
+	"wrenn.dev/internal/controlplane/contract"
+	"wrenn.dev/internal/doctest"
 )
 
 // TestLinks checks that files and headings to which the documentation links exist.

@@ -62,7 +62,7 @@ func suitesOf(t *testing.T, files []string) []suite {
 func inNested(t *testing.T) []string {
 	t.Helper()
 	var all []string
-	for _, m := range regexp.MustCompile(`Tests: "wrenn/(\S+)"`).FindAllStringSubmatch(read(t, "e2e/nested/nested_test.go"), -1) {
+	for _, m := range regexp.MustCompile(`Tests: "wrenn\.dev/(\S+)"`).FindAllStringSubmatch(read(t, "e2e/nested/nested_test.go"), -1) {
 		all = append(all, "./"+m[1])
 	}
 	return all

@@ -14,10 +14,10 @@ import (
 	"slices"
 	"strings"
 
-	"wrenn"
-	"wrenn/internal/image/oci"
-	"wrenn/internal/image/rootfs"
-	"wrenn/internal/storage"
+	"wrenn.dev"
+	"wrenn.dev/internal/image/oci"
+	"wrenn.dev/internal/image/rootfs"
+	"wrenn.dev/internal/storage"
 )
 
 // imagePrefix is the prefix of the directories that names link to.

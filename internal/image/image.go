@@ -25,10 +25,10 @@ import (
 	"slices"
 	"strings"
 
-	"wrenn"
-	"wrenn/images"
-	"wrenn/internal/image/rootfs"
-	"wrenn/internal/parts"
+	"wrenn.dev"
+	"wrenn.dev/images"
+	"wrenn.dev/internal/image/rootfs"
+	"wrenn.dev/internal/parts"
 )
 
 // DefaultSize is the default size of a root file system, in bytes. The image is

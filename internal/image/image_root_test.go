@@ -22,12 +22,12 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
-	"wrenn"
-	"wrenn/internal/image/initramfs"
-	"wrenn/internal/image/oci"
-	"wrenn/internal/image/rootfs"
-	"wrenn/internal/storage"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/image/initramfs"
+	"wrenn.dev/internal/image/oci"
+	"wrenn.dev/internal/image/rootfs"
+	"wrenn.dev/internal/storage"
+	"wrenn.dev/internal/testkit"
 )
 
 // withBase adds a fake base to a configuration's store: a real one takes a minute

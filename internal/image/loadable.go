@@ -10,9 +10,9 @@ import (
 	"slices"
 	"strings"
 
-	"wrenn"
-	"wrenn/internal/image/modules"
-	"wrenn/internal/image/rootfs"
+	"wrenn.dev"
+	"wrenn.dev/internal/image/modules"
+	"wrenn.dev/internal/image/rootfs"
 )
 
 // listFile lists, in the directory of an image that was made from a container, the

@@ -10,13 +10,13 @@ import (
 	"os/exec"
 	"path/filepath"
 
-	"wrenn"
-	"wrenn/images"
-	"wrenn/internal/image/initramfs"
-	"wrenn/internal/image/kernel"
-	"wrenn/internal/image/modules"
-	"wrenn/internal/image/rootfs"
-	"wrenn/internal/storage"
+	"wrenn.dev"
+	"wrenn.dev/images"
+	"wrenn.dev/internal/image/initramfs"
+	"wrenn.dev/internal/image/kernel"
+	"wrenn.dev/internal/image/modules"
+	"wrenn.dev/internal/image/rootfs"
+	"wrenn.dev/internal/storage"
 )
 
 // The files of a base and of a guest.

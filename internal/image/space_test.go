@@ -6,8 +6,8 @@ import (
 	"io"
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/image/rootfs"
+	"wrenn.dev"
+	"wrenn.dev/internal/image/rootfs"
 )
 
 // TestUnpackingLeavesRoom: unpacking ends when the disk gets too full, also when other

@@ -15,9 +15,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/durable"
-	"wrenn/internal/filelock"
+	"wrenn.dev"
+	"wrenn.dev/internal/durable"
+	"wrenn.dev/internal/filelock"
 )
 
 // prune keeps this many of each kind, those that were used last: a guest is made

@@ -14,7 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 func testStore(t *testing.T) *store {

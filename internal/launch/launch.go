@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/plain"
+	"wrenn.dev/internal/plain"
 )
 
 // Command is a VMM to start. The process leads its own session and is in its own

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/testkit"
 )
 
 func TestStartTime(t *testing.T) {

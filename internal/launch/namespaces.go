@@ -6,7 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/netns"
+	"wrenn.dev/internal/netns"
 )
 
 // OnThread runs fn on a new thread, which ends with it: so fn may move the thread

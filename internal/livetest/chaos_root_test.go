@@ -18,14 +18,14 @@ import (
 	"testing"
 	"time"
 
-	"wrenn/client"
-	"wrenn/internal/controlplane"
-	"wrenn/internal/controlplane/vault"
-	"wrenn/internal/host/server/agenttest"
-	"wrenn/internal/livetest"
-	"wrenn/internal/pgtest"
-	"wrenn/internal/run"
-	"wrenn/internal/testkit"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/controlplane"
+	"wrenn.dev/internal/controlplane/vault"
+	"wrenn.dev/internal/host/server/agenttest"
+	"wrenn.dev/internal/livetest"
+	"wrenn.dev/internal/pgtest"
+	"wrenn.dev/internal/run"
+	"wrenn.dev/internal/testkit"
 )
 
 // planeConfig is the environment variable with which this program is a control plane.

@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"wrenn/client"
-	"wrenn/internal/testkit"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/testkit"
 )
 
 // user is a client that repeats calls, on the next control plane, until they are

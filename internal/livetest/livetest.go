@@ -8,13 +8,13 @@ import (
 	"path/filepath"
 	"testing"
 
-	"wrenn/client"
-	"wrenn/internal/controlplane"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/controlplane/vault"
-	"wrenn/internal/host/server/agenttest"
-	"wrenn/internal/pgtest"
-	"wrenn/internal/testkit"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/controlplane"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/controlplane/vault"
+	"wrenn.dev/internal/host/server/agenttest"
+	"wrenn.dev/internal/pgtest"
+	"wrenn.dev/internal/testkit"
 )
 
 // Server is where the control plane answers, and a key of a team in it.

@@ -28,9 +28,9 @@ import (
 	"strings"
 	"time"
 
-	"wrenn/internal/certs"
-	"wrenn/internal/durable"
-	"wrenn/internal/filelock"
+	"wrenn.dev/internal/certs"
+	"wrenn.dev/internal/durable"
+	"wrenn.dev/internal/filelock"
 )
 
 const (

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/testkit"
 )
 
 // verify checks the domain's certificate for a name as a client that trusts only the authority.

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"strings"
 
-	"wrenn/client"
-	"wrenn/internal/plain"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/plain"
 )
 
 // maxError bounds the text of an error, which may be a guest's.

@@ -11,8 +11,8 @@ import (
 	"sync"
 	"time"
 
-	"wrenn/client"
-	"wrenn/internal/programs"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/programs"
 )
 
 const (

@@ -10,7 +10,7 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"wrenn/client"
+	"wrenn.dev/client"
 )
 
 const (

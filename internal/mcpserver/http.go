@@ -17,8 +17,8 @@ import (
 	"github.com/modelcontextprotocol/go-sdk/auth"
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
-	"wrenn/client"
-	"wrenn/internal/recent"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/recent"
 )
 
 // Path is where the handler serves.

@@ -13,8 +13,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
-	"wrenn/client"
-	"wrenn/internal/testkit"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/testkit"
 )
 
 // tools returns those of a server, by name.

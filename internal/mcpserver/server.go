@@ -13,7 +13,7 @@ import (
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
-	"wrenn/client"
+	"wrenn.dev/client"
 )
 
 // The labels of sandboxes that this server made.

@@ -15,11 +15,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
-	"wrenn/client"
-	"wrenn/internal/livetest"
-	"wrenn/internal/pgtest"
-	"wrenn/internal/programs"
-	"wrenn/internal/testkit"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/livetest"
+	"wrenn.dev/internal/pgtest"
+	"wrenn.dev/internal/programs"
+	"wrenn.dev/internal/testkit"
 )
 
 func TestMain(m *testing.M) { pgtest.Main(m) }

@@ -6,7 +6,7 @@ import (
 	"maps"
 	"time"
 
-	"wrenn/client"
+	"wrenn.dev/client"
 )
 
 const (

@@ -11,7 +11,7 @@ import (
 	"github.com/google/jsonschema-go/jsonschema"
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
-	"wrenn/client"
+	"wrenn.dev/client"
 )
 
 // tool describes a tool to clients and to models.

@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/time/rate"
 
-	"wrenn/internal/recent"
+	"wrenn.dev/internal/recent"
 )
 
 const (

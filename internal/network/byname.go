@@ -13,9 +13,9 @@ import (
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/netns"
-	"wrenn/internal/network/egress"
+	"wrenn.dev"
+	"wrenn.dev/internal/netns"
+	"wrenn.dev/internal/network/egress"
 )
 
 const (

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/testkit"
 )
 
 // BenchmarkDownload compares downloads of a guest by plain NAT with those by name, which

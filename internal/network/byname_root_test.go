@@ -28,8 +28,8 @@ import (
 	"github.com/miekg/dns"
 	"github.com/vishvananda/netlink"
 
-	"wrenn/internal/netns"
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/netns"
+	"wrenn.dev/internal/testkit"
 )
 
 // somewhere is an address that exists nowhere: what a connection names decides.

@@ -13,8 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/netns"
-	"wrenn/internal/network/ntp"
+	"wrenn.dev/internal/netns"
+	"wrenn.dev/internal/network/ntp"
 )
 
 // NTPAddress is where a guest asks for the time.

@@ -12,8 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/network/ntp"
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/network/ntp"
+	"wrenn.dev/internal/testkit"
 )
 
 // askTime sends requests from inside a guest to the gateway until it answers,

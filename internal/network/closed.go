@@ -4,7 +4,7 @@ import (
 	"net/netip"
 	"slices"
 
-	"wrenn/internal/publicnet"
+	"wrenn.dev/internal/publicnet"
 )
 
 // closedTo returns the networks that no guest may reach: the reserved ones, the

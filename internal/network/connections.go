@@ -8,7 +8,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/netns"
+	"wrenn.dev/internal/netns"
 )
 
 // Names of linux/netfilter/nfnetlink_conntrack.h.

@@ -11,8 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/netns"
+	"wrenn.dev"
+	"wrenn.dev/internal/netns"
 )
 
 // dialIn connects to an IPv4 address with a socket of the namespace at path.

@@ -6,8 +6,8 @@ import (
 	"net/netip"
 	"slices"
 
-	"wrenn"
-	"wrenn/internal/network/egress"
+	"wrenn.dev"
+	"wrenn.dev/internal/network/egress"
 )
 
 // Explain reports whether a guest whose slot follows policy may reach a host, a name or

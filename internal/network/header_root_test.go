@@ -10,9 +10,9 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/network/egress"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/network/egress"
+	"wrenn.dev/internal/testkit"
 )
 
 // TestHeadersOfASlot: requests of a guest to a host with a header rule get its headers,

@@ -15,8 +15,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/netns"
+	"wrenn.dev"
+	"wrenn.dev/internal/netns"
 )
 
 // host is the host's side of all slots: one nftables table, and a link for

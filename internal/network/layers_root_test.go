@@ -14,9 +14,9 @@ import (
 
 	"github.com/miekg/dns"
 
-	"wrenn"
-	"wrenn/internal/netns"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/netns"
+	"wrenn.dev/internal/testkit"
 )
 
 // Each layer of a policy must allow a connection, and the log names the one that does not.

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // lock is the exclusive right to a prefix: a second pool would take the first

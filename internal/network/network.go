@@ -20,8 +20,8 @@ import (
 	"regexp"
 	"strconv"
 
-	"wrenn"
-	"wrenn/internal/netns"
+	"wrenn.dev"
+	"wrenn.dev/internal/netns"
 )
 
 // What every slot looks like from the guest's side. A snapshot holds these

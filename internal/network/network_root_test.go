@@ -20,9 +20,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/netns"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/netns"
+	"wrenn.dev/internal/testkit"
 )
 
 func TestGuestReachesTheWorld(t *testing.T) {

@@ -11,8 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 
-	"wrenn"
-	"wrenn/internal/publicnet"
+	"wrenn.dev"
+	"wrenn.dev/internal/publicnet"
 )
 
 func TestNamesFitTheKernelAndReadBack(t *testing.T) {

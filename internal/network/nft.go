@@ -12,7 +12,7 @@ import (
 	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/netns"
+	"wrenn.dev/internal/netns"
 )
 
 // batch changes the nftables of the namespace at path: all changes that build

@@ -13,8 +13,8 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/netns"
+	"wrenn.dev"
+	"wrenn.dev/internal/netns"
 )
 
 // logGroup is the number under which the kernel logs packets of a slot, in its namespace.

@@ -7,8 +7,8 @@ import (
 	"sync"
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/testkit"
 )
 
 // seen collects events.

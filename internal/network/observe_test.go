@@ -4,7 +4,7 @@ import (
 	"net/netip"
 	"testing"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 func TestEventOfPacket(t *testing.T) {

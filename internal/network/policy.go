@@ -10,8 +10,8 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/network/egress"
+	"wrenn.dev"
+	"wrenn.dev/internal/network/egress"
 )
 
 // The sets of a slot's table that hold the policy of its sandbox. A change of the

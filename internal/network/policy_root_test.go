@@ -14,9 +14,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/netns"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/netns"
+	"wrenn.dev/internal/testkit"
 )
 
 // worldOther is another public address of the world.

@@ -11,9 +11,9 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/rollback"
-	"wrenn/internal/wake"
+	"wrenn.dev"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/wake"
 )
 
 // Pool makes, keeps and hands out the slots of one prefix. It is safe for

@@ -22,10 +22,10 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/netns"
-	"wrenn/internal/rollback"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/netns"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/testkit"
 )
 
 func waitReady(tb testing.TB, p *Pool, n int) {

@@ -18,10 +18,10 @@ import (
 	"github.com/miekg/dns"
 	"github.com/vishvananda/netlink"
 
-	"wrenn"
-	"wrenn/internal/netns"
-	"wrenn/internal/network/egress"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/netns"
+	"wrenn.dev/internal/network/egress"
+	"wrenn.dev/internal/testkit"
 )
 
 const proxyPassword = "a-password-for-tests"

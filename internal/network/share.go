@@ -15,7 +15,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/netns"
+	"wrenn.dev/internal/netns"
 )
 
 // All connections of all guests are in the connection table of the host, next to

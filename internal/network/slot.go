@@ -6,10 +6,10 @@ import (
 	"strconv"
 	"sync/atomic"
 
-	"wrenn"
-	"wrenn/internal/cmutex"
-	"wrenn/internal/netns"
-	"wrenn/internal/network/egress"
+	"wrenn.dev"
+	"wrenn.dev/internal/cmutex"
+	"wrenn.dev/internal/netns"
+	"wrenn.dev/internal/network/egress"
 )
 
 // SlotRef names a slot for Adopt; a journal keeps it as JSON.

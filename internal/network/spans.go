@@ -8,7 +8,7 @@ import (
 
 	"github.com/google/nftables"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // span is IPv4 addresses as numbers, both ends included.

@@ -4,7 +4,7 @@ import (
 	"maps"
 	"slices"
 
-	"wrenn/internal/netns"
+	"wrenn.dev/internal/netns"
 )
 
 // Tenant is a leftover slot in which processes run: a machine that its agent

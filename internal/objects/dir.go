@@ -11,8 +11,8 @@ import (
 	"strings"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/durable"
+	"wrenn.dev"
+	"wrenn.dev/internal/durable"
 )
 
 // Dir is a Store in a directory, which may be on a file system that several hosts have

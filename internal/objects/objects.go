@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // Info describes an object.

@@ -18,10 +18,10 @@ import (
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
 
-	"wrenn"
-	"wrenn/internal/objects"
-	"wrenn/internal/objects/objectstest"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/objects"
+	"wrenn.dev/internal/objects/objectstest"
+	"wrenn.dev/internal/testkit"
 )
 
 func openDir(t *testing.T) *objects.Dir {

@@ -5,7 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // Open returns the store at a URL:

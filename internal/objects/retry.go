@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/time/rate"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // Policy is how calls are repeated and bounded. Zero fields have defaults.

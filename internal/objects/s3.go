@@ -13,7 +13,7 @@ import (
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // partSize is the size of the parts in which larger objects are sent. S3 allows 10,000

@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // prefix is what the names of commands have in a directory that other programs share.

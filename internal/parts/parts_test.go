@@ -5,8 +5,8 @@ import (
 	"path/filepath"
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/testkit"
 )
 
 func TestFind(t *testing.T) {

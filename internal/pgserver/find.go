@@ -11,7 +11,7 @@ import (
 	"strconv"
 	"strings"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // places are the directories in which distributions install PostgreSQL's

@@ -9,8 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"wrenn"
-	"wrenn/internal/credentials"
+	"wrenn.dev"
+	"wrenn.dev/internal/credentials"
 )
 
 // localAdmin is the superuser of the distribution's server: a connection of the user of

@@ -6,7 +6,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/testkit"
 )
 
 // TestLogFollowsNoLinks is about a server's user who puts links to files of root where

@@ -15,7 +15,7 @@ import (
 	"sync"
 	"syscall"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // owner is the user that runs the server; nil credentials mean the calling process's.

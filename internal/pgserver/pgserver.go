@@ -18,7 +18,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 const (

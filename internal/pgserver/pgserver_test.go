@@ -10,8 +10,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"wrenn"
-	"wrenn/internal/pgserver"
+	"wrenn.dev"
+	"wrenn.dev/internal/pgserver"
 )
 
 // dir returns a directory whose path is short enough for a socket, and which the server's user can enter.

@@ -7,7 +7,7 @@ import (
 	"path"
 	"strconv"
 
-	"wrenn/client"
+	"wrenn.dev/client"
 )
 
 // Dir is the directory in a sandbox that has the output of such programs. Each file

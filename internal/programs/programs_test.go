@@ -6,8 +6,8 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/client"
-	"wrenn/internal/testkit"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/testkit"
 )
 
 // TestUmask: the output is for its user alone, and what the program makes is as always.

@@ -4,7 +4,7 @@ import (
 	"net/netip"
 	"testing"
 
-	"wrenn/internal/publicnet"
+	"wrenn.dev/internal/publicnet"
 )
 
 func TestIsClosed(t *testing.T) {

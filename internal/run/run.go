@@ -11,7 +11,7 @@ import (
 	"os/signal"
 	"syscall"
 
-	"wrenn/internal/plain"
+	"wrenn.dev/internal/plain"
 )
 
 // Exit codes of errors that are no Coder.

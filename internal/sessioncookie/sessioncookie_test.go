@@ -7,7 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn/internal/sessioncookie"
+	"wrenn.dev/internal/sessioncookie"
 )
 
 func TestNew(t *testing.T) {

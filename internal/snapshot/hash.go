@@ -19,7 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/durable"
+	"wrenn.dev/internal/durable"
 )
 
 // hashed is the hash of a large file, and the identity of the file that was hashed.

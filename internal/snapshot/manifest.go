@@ -10,8 +10,8 @@ import (
 	"path/filepath"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/durable"
+	"wrenn.dev"
+	"wrenn.dev/internal/durable"
 )
 
 // format changes when an older agent could not use the snapshots of a newer one.

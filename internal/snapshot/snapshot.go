@@ -25,10 +25,10 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/cmutex"
-	"wrenn/internal/durable"
-	"wrenn/internal/wake"
+	"wrenn.dev"
+	"wrenn.dev/internal/cmutex"
+	"wrenn.dev/internal/durable"
+	"wrenn.dev/internal/wake"
 )
 
 // The parts of a snapshot's directory.

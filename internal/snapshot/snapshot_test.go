@@ -13,9 +13,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/internal/durable"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/durable"
+	"wrenn.dev/internal/testkit"
 )
 
 func open(t *testing.T, dir string) *Store {

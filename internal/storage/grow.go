@@ -11,8 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/loop"
+	"wrenn.dev"
+	"wrenn.dev/internal/loop"
 )
 
 // Space is the size of a store, in bytes.

@@ -13,9 +13,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/loop"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/loop"
+	"wrenn.dev/internal/testkit"
 )
 
 func imageSize(t *testing.T, s *Store) int64 {

@@ -12,8 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/durable"
+	"wrenn.dev"
+	"wrenn.dev/internal/durable"
 )
 
 const (

@@ -12,7 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // imagesOf are the names of what is kept of images.

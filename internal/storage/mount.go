@@ -6,7 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/loop"
+	"wrenn.dev/internal/loop"
 )
 
 // mountLoop mounts the image at dir. The loop device is detached with the unmount.

@@ -15,8 +15,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/cmutex"
+	"wrenn.dev"
+	"wrenn.dev/internal/cmutex"
 )
 
 // Store is a directory for images, disks and snapshots in which clones are

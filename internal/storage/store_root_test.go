@@ -14,8 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/durable"
+	"wrenn.dev"
+	"wrenn.dev/internal/durable"
 )
 
 // withoutReflink returns a directory on a file system that cannot reflink.

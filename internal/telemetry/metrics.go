@@ -13,7 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.opentelemetry.io/otel/trace"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // NewRegistry returns a registry with the metrics of the process and of the Go

@@ -11,7 +11,7 @@ import (
 
 	"go.opentelemetry.io/otel/trace"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // Log configures a logger.

@@ -14,7 +14,7 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // Timeout bounds every wait of a test. It only matters to a test that fails, so

@@ -10,7 +10,7 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // recorder is a test that takes failures down instead of failing.

@@ -22,8 +22,8 @@ import (
 	sdk "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
 
-	"wrenn/internal/buildinfo"
-	"wrenn/internal/config"
+	"wrenn.dev/internal/buildinfo"
+	"wrenn.dev/internal/config"
 )
 
 // Export is the section [traces] of a configuration: where spans are sent to.

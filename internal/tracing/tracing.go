@@ -13,7 +13,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // scope is the name of Wrenn's spans' library.

@@ -15,9 +15,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
 
-	"wrenn/internal/testkit"
-	"wrenn/internal/tracing"
-	"wrenn/internal/tracing/tracingtest"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/tracing"
+	"wrenn.dev/internal/tracing/tracingtest"
 )
 
 // open returns an exporter of all requests, and its metrics.

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"wrenn/internal/tunnel"
+	"wrenn.dev/internal/tunnel"
 )
 
 // pair returns the two ends of a TCP connection.

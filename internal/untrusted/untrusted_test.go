@@ -6,8 +6,8 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/internal/testkit"
-	"wrenn/internal/untrusted"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/untrusted"
 )
 
 func TestClient(t *testing.T) {

@@ -5,7 +5,7 @@ import (
 	"os"
 	"regexp"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // The limits of a Spec.

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 func TestSpecCheck(t *testing.T) {

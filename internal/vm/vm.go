@@ -11,7 +11,7 @@ import (
 	"fmt"
 	"strings"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // Driver makes machines on one kind of VMM. Its methods are safe for

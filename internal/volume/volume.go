@@ -21,10 +21,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/durable"
-	"wrenn/internal/loop"
-	"wrenn/internal/volume/tree"
+	"wrenn.dev"
+	"wrenn.dev/internal/durable"
+	"wrenn.dev/internal/loop"
+	"wrenn.dev/internal/volume/tree"
 )
 
 const (

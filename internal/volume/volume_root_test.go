@@ -14,9 +14,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/loop"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/loop"
+	"wrenn.dev/internal/testkit"
 )
 
 // TestMain is also the program of TestKilledProcess.

@@ -3,7 +3,7 @@ package wire
 import (
 	"net/http"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // statuses are the HTTP statuses of the product's codes, in all HTTP APIs.

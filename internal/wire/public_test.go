@@ -5,8 +5,8 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/wire"
+	"wrenn.dev"
+	"wrenn.dev/internal/wire"
 )
 
 // No path from a host to a user carries internals, whatever the code.

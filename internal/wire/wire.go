@@ -11,8 +11,8 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn"
-	pb "wrenn/proto/gen/hostagent/v1" //nolint:depguard // the detail of an error that has the codes which RPCs lack
+	"wrenn.dev"
+	pb "wrenn.dev/proto/gen/hostagent/v1" //nolint:depguard // the detail of an error that has the codes which RPCs lack
 )
 
 var codes = map[wrenn.Code]connect.Code{

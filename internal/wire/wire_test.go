@@ -12,9 +12,9 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn"
-	"wrenn/internal/wire"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/wire"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // all is every code of error.go; the type is closed, the test is not generated.

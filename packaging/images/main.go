@@ -13,7 +13,7 @@ import (
 	"runtime"
 	"strings"
 
-	"wrenn/internal/run"
+	"wrenn.dev/internal/run"
 )
 
 func main() { run.Main(start) }

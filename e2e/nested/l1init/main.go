@@ -15,8 +15,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn/e2e/nested/l1"
-	"wrenn/internal/image/initramfs"
+	"wrenn.dev/e2e/nested/l1"
+	"wrenn.dev/internal/image/initramfs"
 )
 
 func main() {

@@ -15,8 +15,8 @@ import (
 	"testing"
 	"time"
 
-	"wrenn/internal/certs"
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/certs"
+	"wrenn.dev/internal/testkit"
 )
 
 // Authority signs certificates.

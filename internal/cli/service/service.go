@@ -12,9 +12,9 @@ import (
 	"path/filepath"
 	"strings"
 
-	"wrenn"
-	"wrenn/internal/durable"
-	"wrenn/packaging"
+	"wrenn.dev"
+	"wrenn.dev/internal/durable"
+	"wrenn.dev/packaging"
 )
 
 // Unit is the name of the service.

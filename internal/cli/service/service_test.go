@@ -10,10 +10,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/internal/cli/service"
-	"wrenn/internal/testkit"
-	"wrenn/packaging"
+	"wrenn.dev"
+	"wrenn.dev/internal/cli/service"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/packaging"
 )
 
 // fakeSystemd records what it is asked, and knows which units are active.

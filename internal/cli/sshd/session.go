@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	"wrenn/client"
+	"wrenn.dev/client"
 )
 
 const (

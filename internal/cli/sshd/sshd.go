@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	"wrenn/client"
+	"wrenn.dev/client"
 )
 
 // DefaultUser is the SSH user that stands for the template's default user.

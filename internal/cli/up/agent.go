@@ -19,7 +19,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
-	"wrenn/internal/durable"
+	"wrenn.dev/internal/durable"
 )
 
 const (

@@ -7,9 +7,9 @@ import (
 	"strconv"
 	"time"
 
-	"wrenn/internal/certs"
-	"wrenn/internal/controlplane"
-	"wrenn/internal/localca"
+	"wrenn.dev/internal/certs"
+	"wrenn.dev/internal/controlplane"
+	"wrenn.dev/internal/localca"
 )
 
 // CertificatesDir returns the directory of this machine's authorities, one for

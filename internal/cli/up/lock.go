@@ -8,8 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 
-	"wrenn"
-	"wrenn/internal/filelock"
+	"wrenn.dev"
+	"wrenn.dev/internal/filelock"
 )
 
 // lock makes sure that only one up at a time uses the state directory. The kernel

@@ -11,10 +11,10 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"wrenn"
-	"wrenn/client"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/durable"
+	"wrenn.dev"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/durable"
 )
 
 // living selects the sandboxes that did not end.

@@ -18,16 +18,16 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/acme"
-	"wrenn/internal/certs"
-	"wrenn/internal/controlplane"
-	"wrenn/internal/controlplane/authority"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/controlplane/vault"
-	"wrenn/internal/pgserver"
-	"wrenn/internal/rollback"
-	"wrenn/internal/tracing"
+	"wrenn.dev"
+	"wrenn.dev/internal/acme"
+	"wrenn.dev/internal/certs"
+	"wrenn.dev/internal/controlplane"
+	"wrenn.dev/internal/controlplane/authority"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/controlplane/vault"
+	"wrenn.dev/internal/pgserver"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/tracing"
 )
 
 const (

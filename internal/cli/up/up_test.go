@@ -20,10 +20,10 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
-	"wrenn"
-	"wrenn/client"
-	"wrenn/internal/cli/up"
-	"wrenn/internal/pgserver"
+	"wrenn.dev"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/cli/up"
+	"wrenn.dev/internal/pgserver"
 )
 
 // patience bounds a test: making a database is slow on a busy machine.

@@ -14,7 +14,7 @@ import (
 	"strings"
 	"time"
 
-	"wrenn/internal/plain"
+	"wrenn.dev/internal/plain"
 )
 
 const (

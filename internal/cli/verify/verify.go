@@ -21,7 +21,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"wrenn/client"
+	"wrenn.dev/client"
 )
 
 //go:embed probes

@@ -18,8 +18,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn/client"
-	"wrenn/internal/testkit"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/testkit"
 )
 
 // local is a server whose sandbox is a directory of this machine, and whose

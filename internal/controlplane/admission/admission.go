@@ -9,11 +9,11 @@ import (
 	"fmt"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/auth"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/misses"
-	"wrenn/internal/recent"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/auth"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/misses"
+	"wrenn.dev/internal/recent"
 )
 
 const (

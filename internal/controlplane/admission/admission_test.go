@@ -8,10 +8,10 @@ import (
 	"testing/synctest"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/auth"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/misses"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/auth"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/misses"
 )
 
 const address = "203.0.113.7:4711"

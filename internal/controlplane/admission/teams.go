@@ -6,7 +6,7 @@ import (
 
 	"golang.org/x/time/rate"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // forgetAfter is how long a team without requests stays in memory. Its allowance is

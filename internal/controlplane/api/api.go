@@ -22,13 +22,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
 
-	"wrenn"
-	"wrenn/api"
-	"wrenn/internal/controlplane/admission"
-	"wrenn/internal/controlplane/api/internal/oapi"
-	"wrenn/internal/controlplane/dashboard"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/framing"
+	"wrenn.dev"
+	"wrenn.dev/api"
+	"wrenn.dev/internal/controlplane/admission"
+	"wrenn.dev/internal/controlplane/api/internal/oapi"
+	"wrenn.dev/internal/controlplane/dashboard"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/framing"
 )
 
 // Sandboxes are the operations on a sandbox as a whole. Another team's sandbox is NotFound.

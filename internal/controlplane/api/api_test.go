@@ -16,8 +16,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
-	"wrenn/internal/controlplane/admission"
-	"wrenn/internal/telemetry"
+	"wrenn.dev/internal/controlplane/admission"
+	"wrenn.dev/internal/telemetry"
 )
 
 // answer is a response that was read.

@@ -12,9 +12,9 @@ import (
 	"github.com/coder/websocket"
 	"github.com/go-chi/chi/v5"
 
-	"wrenn"
-	"wrenn/api/portstream"
-	"wrenn/internal/tunnel"
+	"wrenn.dev"
+	"wrenn.dev/api/portstream"
+	"wrenn.dev/internal/tunnel"
 )
 
 // connectPort connects to the program first, so that a port that is closed is an

@@ -6,9 +6,9 @@ import (
 	"net"
 	"testing"
 
-	"wrenn"
-	"wrenn/client"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/testkit"
 )
 
 // programOn serves each connection with h, and returns its address.

@@ -3,9 +3,9 @@ package api
 import (
 	"sync"
 
-	"wrenn"
-	"wrenn/api"
-	"wrenn/internal/controlplane/contract"
+	"wrenn.dev"
+	"wrenn.dev/api"
+	"wrenn.dev/internal/controlplane/contract"
 )
 
 const (

@@ -9,11 +9,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
-	"wrenn"
-	"wrenn/api"
-	"wrenn/internal/controlplane/api/internal/oapi"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/api"
+	"wrenn.dev/internal/controlplane/api/internal/oapi"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/testkit"
 )
 
 // TestContractIsSound checks the rules for each operation.

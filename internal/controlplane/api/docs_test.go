@@ -8,9 +8,9 @@ import (
 
 	"github.com/getkin/kin-openapi/openapi3"
 
-	"wrenn/api"
-	"wrenn/internal/testkit"
-	"wrenn/internal/testkit/browser"
+	"wrenn.dev/api"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/testkit/browser"
 )
 
 func TestDocsFiles(t *testing.T) {

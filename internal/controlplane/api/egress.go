@@ -5,8 +5,8 @@ import (
 	"net/netip"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/api/internal/oapi"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/api/internal/oapi"
 )
 
 func (h *handlers) GetSandboxNetworkLog(ctx context.Context, req oapi.GetSandboxNetworkLogRequestObject) (oapi.GetSandboxNetworkLogResponseObject, error) {

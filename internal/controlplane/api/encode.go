@@ -6,8 +6,8 @@ import (
 	"strconv"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/api/internal/oapi"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/api/internal/oapi"
 )
 
 // sandbox returns sb as /v1 shows it, without its environment, which has secrets.

@@ -13,12 +13,12 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
-	"wrenn"
-	"wrenn/internal/controlplane/admission"
-	"wrenn/internal/controlplane/api/internal/oapi"
-	"wrenn/internal/controlplane/contract"
-	"wrenn/internal/telemetry"
-	"wrenn/internal/wire"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/admission"
+	"wrenn.dev/internal/controlplane/api/internal/oapi"
+	"wrenn.dev/internal/controlplane/contract"
+	"wrenn.dev/internal/telemetry"
+	"wrenn.dev/internal/wire"
 )
 
 // retryAfter is the wait that clients are told while a part of the system cannot be

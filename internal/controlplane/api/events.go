@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"net/http"
 
-	"wrenn/internal/controlplane/api/internal/oapi"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev/internal/controlplane/api/internal/oapi"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 // events sends the team's sandboxes as they change, until the client leaves, the key or

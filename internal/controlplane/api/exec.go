@@ -9,8 +9,8 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"wrenn"
-	"wrenn/internal/controlplane/api/internal/oapi"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/api/internal/oapi"
 )
 
 const (

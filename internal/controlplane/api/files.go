@@ -11,9 +11,9 @@ import (
 	"net/http"
 	"path"
 
-	"wrenn"
-	"wrenn/internal/controlplane/api/internal/oapi"
-	"wrenn/internal/controlplane/contract"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/api/internal/oapi"
+	"wrenn.dev/internal/controlplane/contract"
 )
 
 const (

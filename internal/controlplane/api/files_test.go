@@ -14,9 +14,9 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/api"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev"
+	"wrenn.dev/api"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 func post(t *testing.T, url, media string, body io.Reader) (*http.Response, error) {

@@ -6,7 +6,7 @@ import (
 	"encoding/json"
 	"unicode/utf8"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // The types of frames.

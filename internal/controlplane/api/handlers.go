@@ -5,10 +5,10 @@ import (
 	"strings"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/buildinfo"
-	"wrenn/internal/controlplane/api/internal/oapi"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev"
+	"wrenn.dev/internal/buildinfo"
+	"wrenn.dev/internal/controlplane/api/internal/oapi"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 // handlers implement the operations of the contract for the generated server. The

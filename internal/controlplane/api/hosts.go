@@ -5,10 +5,10 @@ import (
 	"encoding/base64"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/api/internal/oapi"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/hostjoin"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/api/internal/oapi"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/hostjoin"
 )
 
 func (h *handlers) ListHosts(ctx context.Context, _ oapi.ListHostsRequestObject) (oapi.ListHostsResponseObject, error) {

@@ -4,9 +4,9 @@ import (
 	"context"
 	"strings"
 
-	"wrenn"
-	"wrenn/internal/controlplane/postgres"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/postgres"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 const hostJSON = `{"id":"h2","name":"rack 3","url":"https://10.0.0.2:49980","zone":"a","labels":{},"status":"active","joined":true,"reachable":true,"version":"v1","driver":"qemu",

@@ -7,8 +7,8 @@ import (
 	"io"
 	"net/http"
 
-	"wrenn"
-	"wrenn/internal/controlplane/api/internal/oapi"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/api/internal/oapi"
 )
 
 func (h *handlers) GetSandboxLogs(ctx context.Context, req oapi.GetSandboxLogsRequestObject) (oapi.GetSandboxLogsResponseObject, error) {

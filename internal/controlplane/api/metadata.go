@@ -3,9 +3,9 @@ package api
 import (
 	"context"
 
-	"wrenn"
-	"wrenn/internal/controlplane/api/internal/oapi"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/api/internal/oapi"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 func (h *handlers) SetSandboxMetadata(ctx context.Context, req oapi.SetSandboxMetadataRequestObject) (oapi.SetSandboxMetadataResponseObject, error) {

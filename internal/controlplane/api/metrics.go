@@ -7,7 +7,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"wrenn/internal/telemetry"
+	"wrenn.dev/internal/telemetry"
 )
 
 // metrics are the metrics of the API.

@@ -16,13 +16,13 @@ import (
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
 
-	"wrenn"
-	"wrenn/internal/budget"
-	"wrenn/internal/controlplane/contract"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/plain"
-	"wrenn/internal/telemetry"
-	"wrenn/internal/tracing"
+	"wrenn.dev"
+	"wrenn.dev/internal/budget"
+	"wrenn.dev/internal/controlplane/contract"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/plain"
+	"wrenn.dev/internal/telemetry"
+	"wrenn.dev/internal/tracing"
 )
 
 // observe wraps all other handlers: it gives the request an id, answers for a

@@ -5,8 +5,8 @@ import (
 	"maps"
 	"slices"
 
-	"wrenn"
-	"wrenn/internal/controlplane/api/internal/oapi"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/api/internal/oapi"
 )
 
 func parsePolicy(p oapi.SetNetworkPolicy) (wrenn.NetworkPolicy, error) {

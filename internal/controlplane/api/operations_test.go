@@ -20,10 +20,10 @@ import (
 	"github.com/getkin/kin-openapi/routers"
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/api"
-	"wrenn/internal/buildinfo"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev"
+	"wrenn.dev/api"
+	"wrenn.dev/internal/buildinfo"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 // spec is the contract as read by a library that the server does not use.

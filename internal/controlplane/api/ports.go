@@ -3,8 +3,8 @@ package api
 import (
 	"context"
 
-	"wrenn"
-	"wrenn/internal/controlplane/api/internal/oapi"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/api/internal/oapi"
 )
 
 // portVariable stands for the number of a port in the URL of ports.

@@ -5,9 +5,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/client"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/client"
+	"wrenn.dev/internal/testkit"
 )
 
 // TestPorts: how ports are reached, with a domain and without, and when they are private.

@@ -4,9 +4,9 @@ import (
 	"net/http"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/contract"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/contract"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 // recorder is the response of one request. It records values for the log line and

@@ -4,8 +4,8 @@ import (
 	"context"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/api/internal/oapi"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/api/internal/oapi"
 )
 
 func (h *handlers) GetSandboxMetrics(ctx context.Context, req oapi.GetSandboxMetricsRequestObject) (oapi.GetSandboxMetricsResponseObject, error) {

@@ -12,8 +12,8 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 // obliging is a service for which every sandbox runs and every file exists, so that

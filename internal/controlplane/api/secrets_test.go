@@ -4,8 +4,8 @@ import (
 	"context"
 	"strings"
 
-	"wrenn"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 const secretJSON = `{"id":"sec_gggggggggggggggggggg","name":"token","version":1,"metadata":{"for":"ci"},"created_at":"2026-01-02T15:04:05Z","updated_at":"2026-01-02T15:04:05Z"}`

@@ -8,9 +8,9 @@ import (
 	"strings"
 	"time"
 
-	"wrenn/internal/controlplane/api/internal/oapi"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/sessioncookie"
+	"wrenn.dev/internal/controlplane/api/internal/oapi"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/sessioncookie"
 )
 
 // A session is two secrets. The cookie is out of reach for scripts. But cookies belong

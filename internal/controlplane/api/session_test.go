@@ -9,8 +9,8 @@ import (
 	"github.com/coder/websocket"
 	"github.com/getkin/kin-openapi/openapi3filter"
 
-	"wrenn"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/testkit"
 )
 
 func init() { openapi3filter.RegisterBodyDecoder("text/event-stream", openapi3filter.PlainBodyDecoder) }

@@ -4,9 +4,9 @@ import (
 	"cmp"
 	"context"
 
-	"wrenn"
-	"wrenn/internal/controlplane/api/internal/oapi"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/api/internal/oapi"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 func (h *handlers) ForkSandbox(ctx context.Context, req oapi.ForkSandboxRequestObject) (oapi.ForkSandboxResponseObject, error) {

@@ -22,8 +22,8 @@ import (
 	"github.com/coder/websocket"
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 // program is a command whose output the test sends and whose input it sees.

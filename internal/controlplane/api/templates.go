@@ -5,9 +5,9 @@ import (
 	"context"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/api/internal/oapi"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/api/internal/oapi"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 func (h *handlers) BuildTemplate(ctx context.Context, req oapi.BuildTemplateRequestObject) (oapi.BuildTemplateResponseObject, error) {

@@ -8,9 +8,9 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/testkit"
 )
 
 const fileJSON = `{"path":"/a","type":"symlink","size":2,"mode":511,"owner":"bob","group":"staff","modified_at":"2026-01-02T15:04:05Z","target":"/b"}`

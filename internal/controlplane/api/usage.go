@@ -3,8 +3,8 @@ package api
 import (
 	"context"
 
-	"wrenn/internal/controlplane/api/internal/oapi"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev/internal/controlplane/api/internal/oapi"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 // GetUsage answers with what a team used over time.

@@ -5,9 +5,9 @@ import (
 	"errors"
 	"io"
 
-	"wrenn"
-	"wrenn/internal/controlplane/api/internal/oapi"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/api/internal/oapi"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 // VolumeFiles are the files of volumes, without a sandbox. The volume is named by its

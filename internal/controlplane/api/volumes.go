@@ -3,9 +3,9 @@ package api
 import (
 	"context"
 
-	"wrenn"
-	"wrenn/internal/controlplane/api/internal/oapi"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/api/internal/oapi"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 func (h *handlers) CreateVolume(ctx context.Context, req oapi.CreateVolumeRequestObject) (oapi.CreateVolumeResponseObject, error) {

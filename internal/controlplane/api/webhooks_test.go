@@ -4,8 +4,8 @@ import (
 	"context"
 	"strings"
 
-	"wrenn"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 const (

@@ -8,7 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"wrenn/internal/controlplane/auth"
+	"wrenn.dev/internal/controlplane/auth"
 )
 
 func TestSecret(t *testing.T) {

@@ -25,9 +25,9 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/durable"
-	"wrenn/internal/hostjoin"
+	"wrenn.dev"
+	"wrenn.dev/internal/durable"
+	"wrenn.dev/internal/hostjoin"
 )
 
 const (

@@ -15,8 +15,8 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/testkit"
 )
 
 func open(t *testing.T) (*Authority, string) {

@@ -30,8 +30,8 @@ import (
 	"golang.org/x/text/language"
 	"golang.org/x/text/message"
 
-	"wrenn"
-	"wrenn/internal/plain"
+	"wrenn.dev"
+	"wrenn.dev/internal/plain"
 )
 
 // JSON, Form and File are the media types of bodies.

@@ -6,8 +6,8 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/internal/controlplane/contract"
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/controlplane/contract"
+	"wrenn.dev/internal/testkit"
 )
 
 const document = `

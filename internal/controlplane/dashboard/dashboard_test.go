@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/testkit"
 )
 
 func ask(t *testing.T, path, host string, header ...string) *http.Response {

@@ -5,7 +5,7 @@ import (
 	"math/big"
 	"strings"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // Clients read the ids of builds as UUIDs. Ours has 20 digits of base 36 after its

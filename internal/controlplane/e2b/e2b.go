@@ -28,13 +28,13 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
-	"wrenn"
-	"wrenn/api"
-	"wrenn/internal/budget"
-	"wrenn/internal/controlplane/admission"
-	"wrenn/internal/controlplane/contract"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/wire"
+	"wrenn.dev"
+	"wrenn.dev/api"
+	"wrenn.dev/internal/budget"
+	"wrenn.dev/internal/controlplane/admission"
+	"wrenn.dev/internal/controlplane/contract"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/wire"
 )
 
 const (

@@ -24,15 +24,15 @@ import (
 	"github.com/go-chi/chi/v5"
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/api"
-	"wrenn/internal/controlplane/admission"
-	"wrenn/internal/controlplane/hostclient/hosttest"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/controlplane/vault"
-	"wrenn/internal/pgtest"
-	"wrenn/internal/testkit"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/api"
+	"wrenn.dev/internal/controlplane/admission"
+	"wrenn.dev/internal/controlplane/hostclient/hosttest"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/controlplane/vault"
+	"wrenn.dev/internal/pgtest"
+	"wrenn.dev/internal/testkit"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 func TestMain(m *testing.M) { pgtest.Main(m) }

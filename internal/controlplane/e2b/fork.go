@@ -6,9 +6,9 @@ import (
 	"net/http"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/e2b/internal/oapi"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/e2b/internal/oapi"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 func (s *Server) fork(r *http.Request, c service.Caller) (int, any, error) {

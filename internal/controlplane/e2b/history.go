@@ -9,9 +9,9 @@ import (
 	"strings"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/e2b/internal/oapi"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/e2b/internal/oapi"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 // What a page has when its client does not say, as at E2B.

@@ -6,9 +6,9 @@ import (
 	"strings"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/e2b/internal/oapi"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/e2b/internal/oapi"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 func (s *Server) metrics(r *http.Request, c service.Caller) (int, any, error) {

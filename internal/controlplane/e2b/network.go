@@ -5,9 +5,9 @@ import (
 	"net/http"
 	"slices"
 
-	"wrenn"
-	"wrenn/internal/controlplane/e2b/internal/oapi"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/e2b/internal/oapi"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 // everyAddress in denyOut denies by default.

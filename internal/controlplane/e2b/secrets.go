@@ -8,9 +8,9 @@ import (
 	"strconv"
 	"unicode/utf8"
 
-	"wrenn"
-	"wrenn/internal/controlplane/e2b/internal/oapi"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/e2b/internal/oapi"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 // Secrets is the part of Service that keeps secrets.

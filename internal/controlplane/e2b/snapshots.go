@@ -6,9 +6,9 @@ import (
 	"strconv"
 	"strings"
 
-	"wrenn"
-	"wrenn/internal/controlplane/e2b/internal/oapi"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/e2b/internal/oapi"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 // createSnapshot saves a sandbox as a template, whose name is the snapshot's id.

@@ -6,10 +6,10 @@ import (
 	"strconv"
 	"strings"
 
-	"wrenn"
-	"wrenn/internal/controlplane/contract"
-	"wrenn/internal/controlplane/e2b/internal/oapi"
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/contract"
+	"wrenn.dev/internal/controlplane/e2b/internal/oapi"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 // defaultTag is the tag of a template's name without one, as E2B has it.

@@ -6,7 +6,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn/internal/controlplane/service"
+	"wrenn.dev/internal/controlplane/service"
 )
 
 func TestVolumes(t *testing.T) {

@@ -4,8 +4,8 @@ import (
 	"cmp"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/e2b/internal/oapi"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/e2b/internal/oapi"
 )
 
 // envdVersion turns on the features of clients; envd speaks this version's protocol.

@@ -9,7 +9,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"wrenn/internal/wire"
+	"wrenn.dev/internal/wire"
 )
 
 // answer is the gateway's own, for a request that no program in a sandbox

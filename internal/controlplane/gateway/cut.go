@@ -8,7 +8,7 @@ import (
 	"net/http"
 	"time"
 
-	"wrenn/internal/tunnel"
+	"wrenn.dev/internal/tunnel"
 )
 
 // errCut is the error of a connection to a program whose sandbox has ended or was

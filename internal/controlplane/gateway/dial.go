@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // Programs are asked for as soon as they were started: a closed port is tried

@@ -25,9 +25,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"wrenn"
-	"wrenn/internal/accesstoken"
-	"wrenn/internal/sessioncookie"
+	"wrenn.dev"
+	"wrenn.dev/internal/accesstoken"
+	"wrenn.dev/internal/sessioncookie"
 )
 
 // Sandboxes are what the gateway reaches.

@@ -25,9 +25,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"wrenn"
-	"wrenn/internal/accesstoken"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/accesstoken"
+	"wrenn.dev/internal/testkit"
 )
 
 const (

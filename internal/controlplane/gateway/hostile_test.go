@@ -10,7 +10,7 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/testkit"
 )
 
 // TestHostileRequests sends what no client library would.

@@ -12,7 +12,7 @@ import (
 	"syscall"
 	"time"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // programConn is a connection to a program that speaks HTTP/1.1, for one request

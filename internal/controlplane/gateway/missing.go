@@ -3,9 +3,9 @@ package gateway
 import (
 	"time"
 
-	"wrenn"
-	"wrenn/internal/misses"
-	"wrenn/internal/recent"
+	"wrenn.dev"
+	"wrenn.dev/internal/misses"
+	"wrenn.dev/internal/recent"
 )
 
 const (

@@ -14,10 +14,10 @@ import (
 
 	"golang.org/x/net/http/httpguts"
 
-	"wrenn"
-	"wrenn/internal/accesstoken"
-	"wrenn/internal/sessioncookie"
-	"wrenn/internal/tunnel"
+	"wrenn.dev"
+	"wrenn.dev/internal/accesstoken"
+	"wrenn.dev/internal/sessioncookie"
+	"wrenn.dev/internal/tunnel"
 )
 
 // rewrite makes the request to the program from that of the client. The Host

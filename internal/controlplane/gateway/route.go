@@ -7,7 +7,7 @@ import (
 	"strconv"
 	"strings"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // EnvdPort is where the agent of every sandbox listens.

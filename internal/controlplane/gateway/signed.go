@@ -6,8 +6,8 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/accesstoken"
+	"wrenn.dev"
+	"wrenn.dev/internal/accesstoken"
 )
 
 // isSigned reports whether a request that names no sandbox is for a file of one all

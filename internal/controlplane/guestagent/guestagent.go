@@ -9,8 +9,8 @@ import (
 	"net"
 	"sync/atomic"
 
-	"wrenn"
-	"wrenn/internal/envdclient"
+	"wrenn.dev"
+	"wrenn.dev/internal/envdclient"
 )
 
 // Host connects to the ports of sandboxes; see hostclient.Client.

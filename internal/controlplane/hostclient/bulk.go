@@ -7,7 +7,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
-	pb "wrenn/proto/gen/hostagent/v1"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // bulkCodec is protobuf that reads chunks of files into reused buffers: with new

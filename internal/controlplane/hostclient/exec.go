@@ -11,11 +11,11 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn"
-	"wrenn/internal/budget"
-	"wrenn/internal/hostwire"
-	"wrenn/internal/wire"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/budget"
+	"wrenn.dev/internal/hostwire"
+	"wrenn.dev/internal/wire"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // maxFrame is the most input in one message, in bytes, and the smallest buffer

@@ -9,9 +9,9 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn"
-	"wrenn/internal/wire"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/wire"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 var errStalled = errors.New("nothing moved for too long")

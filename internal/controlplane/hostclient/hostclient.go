@@ -23,14 +23,14 @@ import (
 	"connectrpc.com/connect"
 	"go.opentelemetry.io/otel/trace"
 
-	"wrenn"
-	"wrenn/internal/budget"
-	"wrenn/internal/hostwire"
-	"wrenn/internal/tracing"
-	"wrenn/internal/untrusted"
-	"wrenn/internal/wire"
-	pb "wrenn/proto/gen/hostagent/v1"
-	"wrenn/proto/gen/hostagent/v1/hostagentv1connect"
+	"wrenn.dev"
+	"wrenn.dev/internal/budget"
+	"wrenn.dev/internal/hostwire"
+	"wrenn.dev/internal/tracing"
+	"wrenn.dev/internal/untrusted"
+	"wrenn.dev/internal/wire"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
+	"wrenn.dev/proto/gen/hostagent/v1/hostagentv1connect"
 )
 
 const (

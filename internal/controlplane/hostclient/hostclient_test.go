@@ -14,10 +14,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/internal/controlplane/hostclient"
-	"wrenn/internal/controlplane/hostclient/hosttest"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/hostclient"
+	"wrenn.dev/internal/controlplane/hostclient/hosttest"
+	"wrenn.dev/internal/testkit"
 )
 
 func serve(t *testing.T, agent *hosttest.Agent, d hostclient.Deadlines) (*hostclient.Client, *hosttest.Server) {

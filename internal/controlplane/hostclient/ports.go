@@ -10,10 +10,10 @@ import (
 	"net/http"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/hostwire"
-	"wrenn/internal/tunnel"
-	"wrenn/internal/wire"
+	"wrenn.dev"
+	"wrenn.dev/internal/hostwire"
+	"wrenn.dev/internal/tunnel"
+	"wrenn.dev/internal/wire"
 )
 
 // DialPort connects to a TCP port of a sandbox. It returns wrenn.ErrPortClosed

@@ -9,11 +9,11 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/hostclient"
-	"wrenn/internal/testkit"
-	"wrenn/internal/tunnel"
-	"wrenn/internal/wire"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/hostclient"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/tunnel"
+	"wrenn.dev/internal/wire"
 )
 
 // A connection that broke says why the host cut it, if the host knows.

@@ -3,9 +3,9 @@ package hostclient
 import (
 	"context"
 
-	"wrenn"
-	"wrenn/internal/hostwire"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/hostwire"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // Fork makes running copies of a sandbox. It returns an error for each copy, in

@@ -5,10 +5,10 @@ import (
 	"errors"
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/controlplane/hostclient"
-	"wrenn/internal/controlplane/hostclient/hosttest"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/hostclient"
+	"wrenn.dev/internal/controlplane/hostclient/hosttest"
+	"wrenn.dev/internal/testkit"
 )
 
 func TestFork(t *testing.T) {

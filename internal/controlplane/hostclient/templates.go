@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"io"
 
-	"wrenn"
-	"wrenn/internal/hostwire"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/hostwire"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // Build has the host build a template and calls events with each step that begins

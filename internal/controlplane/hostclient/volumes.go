@@ -3,8 +3,8 @@ package hostclient
 import (
 	"context"
 
-	"wrenn"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // CreateVolume has the host make an empty volume. Twice is allowed.

@@ -3,8 +3,8 @@ package postgres
 import (
 	"context"
 
-	"wrenn"
-	"wrenn/internal/controlplane/postgres/internal/dbsqlc"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/postgres/internal/dbsqlc"
 )
 
 // SandboxesToMove returns the rows that are being moved, and all that have not ended on

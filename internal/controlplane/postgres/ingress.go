@@ -6,8 +6,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"wrenn"
-	"wrenn/internal/controlplane/postgres/internal/dbsqlc"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/postgres/internal/dbsqlc"
 )
 
 // insertIngress writes the ingress of new sandboxes that are like sb.

@@ -3,8 +3,8 @@ package postgres
 import (
 	"context"
 
-	"wrenn"
-	"wrenn/internal/controlplane/postgres/internal/dbsqlc"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/postgres/internal/dbsqlc"
 )
 
 // networkStore has the methods of a Store for the network policies of teams and templates.

@@ -26,9 +26,9 @@ import (
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
 
-	"wrenn"
-	"wrenn/db"
-	"wrenn/internal/controlplane/postgres/internal/dbsqlc"
+	"wrenn.dev"
+	"wrenn.dev/db"
+	"wrenn.dev/internal/controlplane/postgres/internal/dbsqlc"
 )
 
 const (

@@ -13,8 +13,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
 
-	"wrenn/internal/pgserver"
-	"wrenn/internal/pgtest"
+	"wrenn.dev/internal/pgserver"
+	"wrenn.dev/internal/pgtest"
 )
 
 var update = flag.Bool("update", false, "write db/schema.sql")

@@ -6,10 +6,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/internal/controlplane/postgres"
-	"wrenn/internal/pgtest"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/postgres"
+	"wrenn.dev/internal/pgtest"
+	"wrenn.dev/internal/testkit"
 )
 
 // TestSetBuildsStored: a host says where it has stored its own builds, once. Of others, and

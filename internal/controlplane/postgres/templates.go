@@ -9,8 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"wrenn"
-	"wrenn/internal/controlplane/postgres/internal/dbsqlc"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/postgres/internal/dbsqlc"
 )
 
 // BeginBuild writes the row of a build that this process is about to build.

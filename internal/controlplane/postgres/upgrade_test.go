@@ -8,11 +8,11 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 
-	"wrenn"
-	"wrenn/db"
-	"wrenn/internal/controlplane/postgres"
-	"wrenn/internal/pgtest"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/db"
+	"wrenn.dev/internal/controlplane/postgres"
+	"wrenn.dev/internal/pgtest"
+	"wrenn.dev/internal/testkit"
 )
 
 // TestDatabaseOfTheVersionBefore migrates a database of the version before, which

@@ -7,8 +7,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"wrenn"
-	"wrenn/internal/controlplane/postgres/internal/dbsqlc"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/postgres/internal/dbsqlc"
 )
 
 // BeginVolume writes the row of a volume that this process is about to create on its

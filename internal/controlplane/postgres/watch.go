@@ -4,8 +4,8 @@ import (
 	"context"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/postgres/internal/dbsqlc"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/postgres/internal/dbsqlc"
 )
 
 // Mark changes whenever what is shown of a sandbox does.

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
-	"wrenn"
-	"wrenn/internal/wake"
+	"wrenn.dev"
+	"wrenn.dev/internal/wake"
 )
 
 const (

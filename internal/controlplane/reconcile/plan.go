@@ -14,7 +14,7 @@ import (
 	"slices"
 	"time"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // Kind is the kind of an action.

@@ -8,8 +8,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/internal/controlplane/reconcile"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/reconcile"
 )
 
 var (

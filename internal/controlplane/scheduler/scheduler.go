@@ -12,7 +12,7 @@ import (
 	"slices"
 	"strings"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // Host is a host as it is known.

@@ -7,9 +7,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/internal/controlplane/scheduler"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/scheduler"
+	"wrenn.dev/internal/testkit"
 )
 
 func host(id string, used, of int64) scheduler.Host {

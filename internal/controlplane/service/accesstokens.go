@@ -4,9 +4,9 @@ import (
 	"context"
 	"sync"
 
-	"wrenn"
-	"wrenn/internal/accesstoken"
-	"wrenn/internal/controlplane/postgres"
+	"wrenn.dev"
+	"wrenn.dev/internal/accesstoken"
+	"wrenn.dev/internal/controlplane/postgres"
 )
 
 // accessTokens makes the access tokens of sandboxes. It is safe for concurrent use.

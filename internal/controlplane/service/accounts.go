@@ -5,9 +5,9 @@ import (
 	"log/slog"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/postgres"
-	"wrenn/internal/wake"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/postgres"
+	"wrenn.dev/internal/wake"
 )
 
 const (

@@ -8,10 +8,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/internal/controlplane/hostclient/hosttest"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/hostclient/hosttest"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/testkit"
 )
 
 // TestUsageOfTeams: what is used is shown in whole steps, to the team and to operators.

@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // TestAfterLoss: what becomes of a sandbox with its host, by its state. Nothing that did not

@@ -8,10 +8,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
-	"wrenn"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/pgtest"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/pgtest"
+	"wrenn.dev/internal/testkit"
 )
 
 func TestAuditLog(t *testing.T) {

@@ -7,9 +7,9 @@ import (
 	"log/slog"
 	"sync"
 
-	"wrenn"
-	"wrenn/internal/controlplane/postgres"
-	"wrenn/internal/wake"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/postgres"
+	"wrenn.dev/internal/wake"
 )
 
 var (

@@ -3,7 +3,7 @@ package service
 import (
 	"context"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // Snapshots are the use cases of copies and checkpoints.

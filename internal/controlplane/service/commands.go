@@ -4,10 +4,10 @@ import (
 	"context"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/guestagent"
-	"wrenn/internal/controlplane/hostclient"
-	"wrenn/internal/wake"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/guestagent"
+	"wrenn.dev/internal/controlplane/hostclient"
+	"wrenn.dev/internal/wake"
 )
 
 // Commands run programs in sandboxes.

@@ -7,12 +7,12 @@ import (
 	"slices"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/hostclient"
-	"wrenn/internal/controlplane/postgres"
-	"wrenn/internal/controlplane/reconcile"
-	"wrenn/internal/controlplane/vault"
-	"wrenn/internal/wake"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/hostclient"
+	"wrenn.dev/internal/controlplane/postgres"
+	"wrenn.dev/internal/controlplane/reconcile"
+	"wrenn.dev/internal/controlplane/vault"
+	"wrenn.dev/internal/wake"
 )
 
 const (

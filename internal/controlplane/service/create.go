@@ -9,10 +9,10 @@ import (
 	"strings"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/postgres"
-	"wrenn/internal/controlplane/scheduler"
-	"wrenn/internal/tracing"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/postgres"
+	"wrenn.dev/internal/controlplane/scheduler"
+	"wrenn.dev/internal/tracing"
 )
 
 // defaultTimeout is the timeout of a sandbox, as the API documents it.

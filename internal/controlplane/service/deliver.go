@@ -10,10 +10,10 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/postgres"
-	"wrenn/internal/controlplane/webhook"
-	"wrenn/internal/wake"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/postgres"
+	"wrenn.dev/internal/controlplane/webhook"
+	"wrenn.dev/internal/wake"
 )
 
 const (

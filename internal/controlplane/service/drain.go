@@ -11,11 +11,11 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"wrenn"
-	"wrenn/internal/controlplane/hostclient"
-	"wrenn/internal/controlplane/postgres"
-	"wrenn/internal/controlplane/scheduler"
-	"wrenn/internal/wake"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/hostclient"
+	"wrenn.dev/internal/controlplane/postgres"
+	"wrenn.dev/internal/controlplane/scheduler"
+	"wrenn.dev/internal/wake"
 )
 
 const (

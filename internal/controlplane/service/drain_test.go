@@ -5,10 +5,10 @@ import (
 	"errors"
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/controlplane/hostclient/hosttest"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/hostclient/hosttest"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/testkit"
 )
 
 // storing is a host that stores what is paused.

@@ -4,7 +4,7 @@ import (
 	"context"
 	"time"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // EgressLog returns what a sandbox reached and was denied after the event with that

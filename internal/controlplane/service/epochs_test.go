@@ -5,11 +5,11 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/controlplane/hostclient/hosttest"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/testkit"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/hostclient/hosttest"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/testkit"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // on returns the agent with that id.

@@ -5,8 +5,8 @@ import (
 	"context"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/scheduler"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/scheduler"
 )
 
 // Placement says why a sandbox is where it is, and where else it could be.

@@ -8,8 +8,8 @@ import (
 	"slices"
 	"strings"
 
-	"wrenn"
-	"wrenn/internal/controlplane/guestagent"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/guestagent"
 )
 
 // Files move files into sandboxes and out of them, and look at and change their trees.

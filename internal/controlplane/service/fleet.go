@@ -17,14 +17,14 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
-	"wrenn"
-	"wrenn/internal/controlplane/authority"
-	"wrenn/internal/controlplane/hostclient"
-	"wrenn/internal/controlplane/postgres"
-	"wrenn/internal/controlplane/reconcile"
-	"wrenn/internal/controlplane/scheduler"
-	"wrenn/internal/recent"
-	"wrenn/internal/wake"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/authority"
+	"wrenn.dev/internal/controlplane/hostclient"
+	"wrenn.dev/internal/controlplane/postgres"
+	"wrenn.dev/internal/controlplane/reconcile"
+	"wrenn.dev/internal/controlplane/scheduler"
+	"wrenn.dev/internal/recent"
+	"wrenn.dev/internal/wake"
 )
 
 const (

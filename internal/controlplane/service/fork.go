@@ -8,8 +8,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"wrenn"
-	"wrenn/internal/controlplane/hostclient"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/hostclient"
 )
 
 // parallelRows bounds the rows of one fork that are written at a time, so that

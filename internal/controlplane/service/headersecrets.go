@@ -6,8 +6,8 @@ import (
 	"encoding/hex"
 	"fmt"
 
-	"wrenn"
-	"wrenn/internal/controlplane/postgres"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/postgres"
 )
 
 // headerSecrets returns the secrets of a team that the header rules of a policy need, and

@@ -4,8 +4,8 @@ import (
 	"cmp"
 	"context"
 
-	"wrenn"
-	"wrenn/internal/controlplane/postgres"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/postgres"
 )
 
 type (

@@ -4,8 +4,8 @@ import (
 	"context"
 	"log/slog"
 
-	"wrenn"
-	"wrenn/internal/controlplane/scheduler"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/scheduler"
 )
 
 // hostBuilds are the builds that a host has, as it answered last.

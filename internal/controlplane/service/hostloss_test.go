@@ -4,9 +4,9 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/testkit"
 )
 
 // checkpointKey is where a host stores a checkpoint of a sandbox of the caller's team.

@@ -9,8 +9,8 @@ import (
 
 	"golang.org/x/time/rate"
 
-	"wrenn"
-	"wrenn/internal/controlplane/postgres"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/postgres"
 )
 
 // HostAdmin has the use cases of hosts, for callers with the scope operator: all teams share

@@ -8,10 +8,10 @@ import (
 
 	"golang.org/x/time/rate"
 
-	"wrenn"
-	"wrenn/internal/controlplane/authority"
-	"wrenn/internal/controlplane/postgres"
-	"wrenn/internal/hostjoin"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/authority"
+	"wrenn.dev/internal/controlplane/postgres"
+	"wrenn.dev/internal/hostjoin"
 )
 
 const (

@@ -5,9 +5,9 @@ import (
 	"context"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/auth"
-	"wrenn/internal/controlplane/postgres"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/auth"
+	"wrenn.dev/internal/controlplane/postgres"
 )
 
 const (

@@ -3,8 +3,8 @@ package service
 import (
 	"context"
 
-	"wrenn"
-	"wrenn/internal/controlplane/postgres"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/postgres"
 )
 
 // Networks are the use cases of the network policies of teams and templates. Each

@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 
-	"wrenn"
-	"wrenn/internal/controlplane/postgres"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/postgres"
 )
 
 // SetMetadata replaces the metadata of a running or paused sandbox.

@@ -3,8 +3,8 @@ package service
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
-	"wrenn"
-	"wrenn/internal/controlplane/reconcile"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/reconcile"
 )
 
 // collector shows the hosts as this replica sees them when it is scraped.

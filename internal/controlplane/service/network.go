@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 
-	"wrenn"
-	"wrenn/internal/controlplane/hostclient"
-	"wrenn/internal/controlplane/postgres"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/hostclient"
+	"wrenn.dev/internal/controlplane/postgres"
 )
 
 // SetNetwork changes what a running or paused sandbox may reach of the internet.

@@ -5,11 +5,11 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/controlplane/hostclient/hosttest"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/testkit"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/hostclient/hosttest"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/testkit"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // TestPoliciesOfTeamsAndTemplates: a new sandbox follows them, and changes reach those

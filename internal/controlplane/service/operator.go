@@ -5,8 +5,8 @@ import (
 	"log/slog"
 	"slices"
 
-	"wrenn"
-	"wrenn/internal/controlplane/postgres"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/postgres"
 )
 
 // Operator has the use cases of the person who runs the platform, and of

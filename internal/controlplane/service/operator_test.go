@@ -3,9 +3,9 @@ package service_test
 import (
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/controlplane/hostclient/hosttest"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/hostclient/hosttest"
+	"wrenn.dev/internal/testkit"
 )
 
 func TestPausedSandboxMovesToAnotherHost(t *testing.T) {

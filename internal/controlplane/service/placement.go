@@ -8,8 +8,8 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/scheduler"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/scheduler"
 )
 
 const (

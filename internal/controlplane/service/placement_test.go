@@ -4,11 +4,11 @@ import (
 	"fmt"
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/controlplane/hostclient/hosttest"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/testkit"
-	hostagentv1 "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/hostclient/hosttest"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/testkit"
+	hostagentv1 "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // seeAll waits until a replica reaches that many hosts h1, h2, ….

@@ -6,9 +6,9 @@ import (
 	"net"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/recent"
-	"wrenn/internal/wake"
+	"wrenn.dev"
+	"wrenn.dev/internal/recent"
+	"wrenn.dev/internal/wake"
 )
 
 // Ports connects to the ports of sandboxes: of any team for the gateway, whose

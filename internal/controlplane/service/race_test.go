@@ -8,10 +8,10 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/hostclient/hosttest"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/hostclient/hosttest"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/testkit"
 )
 
 // TestReplicasRace has two control planes change the same sandboxes at once, with a

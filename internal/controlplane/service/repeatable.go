@@ -5,8 +5,8 @@ import (
 	"errors"
 	"log/slog"
 
-	"wrenn"
-	"wrenn/internal/controlplane/postgres"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/postgres"
 )
 
 // Causes of errors of CreateSandboxOnce.

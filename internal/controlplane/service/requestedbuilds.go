@@ -11,8 +11,8 @@ import (
 	"strings"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/postgres"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/postgres"
 )
 
 const (

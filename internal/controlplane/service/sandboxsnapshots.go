@@ -6,7 +6,7 @@ import (
 	"slices"
 	"strings"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // A snapshot of a sandbox, as E2B's clients know it, is a template that is made

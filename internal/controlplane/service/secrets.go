@@ -6,10 +6,10 @@ import (
 	"strings"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/postgres"
-	"wrenn/internal/controlplane/vault"
-	"wrenn/internal/wake"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/postgres"
+	"wrenn.dev/internal/controlplane/vault"
+	"wrenn.dev/internal/wake"
 )
 
 const (

@@ -11,13 +11,13 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"wrenn"
-	"wrenn/internal/controlplane/postgres"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/controlplane/vault"
-	"wrenn/internal/pgtest"
-	"wrenn/internal/telemetry/logtest"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/postgres"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/controlplane/vault"
+	"wrenn.dev/internal/pgtest"
+	"wrenn.dev/internal/telemetry/logtest"
+	"wrenn.dev/internal/testkit"
 )
 
 // keyFile makes a key.

@@ -20,13 +20,13 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
-	"wrenn"
-	"wrenn/internal/controlplane/authority"
-	"wrenn/internal/controlplane/hostclient"
-	"wrenn/internal/controlplane/postgres"
-	"wrenn/internal/controlplane/reconcile"
-	"wrenn/internal/controlplane/vault"
-	"wrenn/internal/controlplane/webhook"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/authority"
+	"wrenn.dev/internal/controlplane/hostclient"
+	"wrenn.dev/internal/controlplane/postgres"
+	"wrenn.dev/internal/controlplane/reconcile"
+	"wrenn.dev/internal/controlplane/vault"
+	"wrenn.dev/internal/controlplane/webhook"
 )
 
 // Config lists the hosts and bounds what teams may use. Zero values are the

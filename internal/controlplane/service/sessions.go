@@ -4,8 +4,8 @@ import (
 	"context"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/auth"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/auth"
 )
 
 // sessionTime is how long a browser stays signed in.

@@ -7,10 +7,10 @@ import (
 	"log/slog"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/hostclient"
-	"wrenn/internal/controlplane/postgres"
-	"wrenn/internal/wake"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/hostclient"
+	"wrenn.dev/internal/controlplane/postgres"
+	"wrenn.dev/internal/wake"
 )
 
 // pollStored is how often the row of a sandbox is read whose upload a caller waits for:

@@ -3,7 +3,7 @@ package service
 import (
 	"context"
 
-	"wrenn/internal/controlplane/postgres"
+	"wrenn.dev/internal/controlplane/postgres"
 )
 
 // Changer says who can change a limit.

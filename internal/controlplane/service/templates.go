@@ -9,9 +9,9 @@ import (
 	"slices"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/hostclient"
-	"wrenn/internal/controlplane/postgres"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/hostclient"
+	"wrenn.dev/internal/controlplane/postgres"
 )
 
 // maxLogPage bounds the lines of a build's log in one answer.

@@ -6,10 +6,10 @@ import (
 	"log/slog"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/hostclient"
-	"wrenn/internal/controlplane/postgres"
-	"wrenn/internal/wake"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/hostclient"
+	"wrenn.dev/internal/controlplane/postgres"
+	"wrenn.dev/internal/wake"
 )
 
 // transition is a move of a row from a state to another by a call to the host.

@@ -6,7 +6,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // MaxMetrics bounds the sandboxes of one LastMetrics.

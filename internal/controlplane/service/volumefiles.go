@@ -9,8 +9,8 @@ import (
 	"io"
 	"strings"
 
-	"wrenn"
-	"wrenn/internal/controlplane/hostclient"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/hostclient"
 )
 
 // VolumeFiles are the use cases of files of volumes, without a sandbox. A volume is

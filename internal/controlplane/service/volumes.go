@@ -7,8 +7,8 @@ import (
 	"slices"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/wake"
+	"wrenn.dev"
+	"wrenn.dev/internal/wake"
 )
 
 const (

@@ -10,12 +10,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/internal/controlplane/hostclient/hosttest"
-	"wrenn/internal/controlplane/postgres"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/testkit"
-	hostagentv1 "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/hostclient/hosttest"
+	"wrenn.dev/internal/controlplane/postgres"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/testkit"
+	hostagentv1 "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 func createVolume(t *testing.T, s *service.Service, c service.Caller, name string) *wrenn.Volume {

@@ -7,8 +7,8 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/postgres"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/postgres"
 )
 
 const (

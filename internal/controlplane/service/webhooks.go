@@ -6,9 +6,9 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/postgres"
-	"wrenn/internal/controlplane/webhook"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/postgres"
+	"wrenn.dev/internal/controlplane/webhook"
 )
 
 const (

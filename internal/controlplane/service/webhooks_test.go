@@ -16,12 +16,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 	standard "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
-	"wrenn"
-	"wrenn/internal/controlplane/hostclient/hosttest"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/controlplane/vault"
-	"wrenn/internal/controlplane/webhook"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/hostclient/hosttest"
+	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/controlplane/vault"
+	"wrenn.dev/internal/controlplane/webhook"
+	"wrenn.dev/internal/testkit"
 )
 
 // received is an event that a receiver got.

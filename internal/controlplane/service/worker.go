@@ -8,9 +8,9 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/controlplane/postgres"
-	"wrenn/internal/wake"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/postgres"
+	"wrenn.dev/internal/wake"
 )
 
 const (

@@ -22,9 +22,9 @@ import (
 	"strings"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/hostjoin"
-	"wrenn/internal/untrusted"
+	"wrenn.dev"
+	"wrenn.dev/internal/hostjoin"
+	"wrenn.dev/internal/untrusted"
 )
 
 const (

@@ -10,8 +10,8 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/testkit"
 )
 
 const (

@@ -18,8 +18,8 @@ import (
 
 	"filippo.io/age"
 
-	"wrenn"
-	"wrenn/internal/durable"
+	"wrenn.dev"
+	"wrenn.dev/internal/durable"
 )
 
 // maxKeyFile bounds a key file; a key takes 74 bytes.

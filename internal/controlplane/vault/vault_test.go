@@ -7,9 +7,9 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/controlplane/vault"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/vault"
+	"wrenn.dev/internal/testkit"
 )
 
 func newKey(t *testing.T) string {

@@ -7,8 +7,8 @@ import (
 
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
-	"wrenn/internal/controlplane/webhook"
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/controlplane/webhook"
+	"wrenn.dev/internal/testkit"
 )
 
 // handle is what a receiver does with an event.

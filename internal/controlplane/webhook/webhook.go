@@ -27,9 +27,9 @@ import (
 	"syscall"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/plain"
-	"wrenn/internal/publicnet"
+	"wrenn.dev"
+	"wrenn.dev/internal/plain"
+	"wrenn.dev/internal/publicnet"
 )
 
 const (

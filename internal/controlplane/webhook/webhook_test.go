@@ -11,9 +11,9 @@ import (
 
 	standard "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
-	"wrenn"
-	"wrenn/internal/controlplane/webhook"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/webhook"
+	"wrenn.dev/internal/testkit"
 )
 
 // local is a configuration that reaches receivers on this machine.

@@ -1,6 +1,6 @@
 package account
 
-import "wrenn/internal/credentials"
+import "wrenn.dev/internal/credentials"
 
 // Do calls f with the user's credentials, as credentials.Credentials.Do does.
 func (u *User) Do(f func() error) error {

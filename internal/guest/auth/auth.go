@@ -8,8 +8,8 @@ import (
 	"net/netip"
 	"time"
 
-	"wrenn/internal/accesstoken"
-	"wrenn/internal/guest/settings"
+	"wrenn.dev/internal/accesstoken"
+	"wrenn.dev/internal/guest/settings"
 )
 
 // Require passes allowed requests to next; deny answers the others with 401 and the reason.

@@ -9,8 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"wrenn/internal/accesstoken"
-	"wrenn/internal/guest/settings"
+	"wrenn.dev/internal/accesstoken"
+	"wrenn.dev/internal/guest/settings"
 )
 
 const token = "0tQG31xiMp0IOQfaz9dcwi72L1CPo8e0"

@@ -14,7 +14,7 @@ import (
 	"syscall"
 	"testing"
 
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/testkit"
 )
 
 // newTree opens a tree in a cgroup2 directory that is removed at the end.

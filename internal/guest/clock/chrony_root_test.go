@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/testkit"
 )
 
 // serveTime answers NTP requests (RFC 5905 §7.3) on a socket and sends a word on

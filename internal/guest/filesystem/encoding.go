@@ -4,7 +4,7 @@ import (
 	"strconv"
 	"strings"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // encoding is the content coding of an answer.

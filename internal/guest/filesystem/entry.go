@@ -8,8 +8,8 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"wrenn/internal/guest/account"
-	pb "wrenn/proto/gen/envd/filesystem"
+	"wrenn.dev/internal/guest/account"
+	pb "wrenn.dev/proto/gen/envd/filesystem"
 )
 
 // entry describes the file at path. For a symbolic link, type and mode are those of

@@ -10,7 +10,7 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // kinds are the codes for the kernel's errors. The order matters: errors like

@@ -8,8 +8,8 @@ import (
 	"log/slog"
 	"net/http"
 
-	"wrenn"
-	"wrenn/internal/guest/account"
+	"wrenn.dev"
+	"wrenn.dev/internal/guest/account"
 )
 
 // copyBuffer is how much memory a transfer uses. More is not faster.

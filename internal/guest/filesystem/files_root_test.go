@@ -19,8 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/testing/protocmp"
 
-	"wrenn/internal/testkit"
-	pb "wrenn/proto/gen/envd/filesystem"
+	"wrenn.dev/internal/testkit"
+	pb "wrenn.dev/proto/gen/envd/filesystem"
 )
 
 const asOther = "Basic b3RoZXI6" // other:

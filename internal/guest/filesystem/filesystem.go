@@ -15,10 +15,10 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn"
-	"wrenn/internal/guest/account"
-	"wrenn/internal/guest/settings"
-	"wrenn/proto/gen/envd/filesystem/filesystemconnect"
+	"wrenn.dev"
+	"wrenn.dev/internal/guest/account"
+	"wrenn.dev/internal/guest/settings"
+	"wrenn.dev/proto/gen/envd/filesystem/filesystemconnect"
 )
 
 // uploadIdle is how long an upload may send nothing: long enough for a stalled

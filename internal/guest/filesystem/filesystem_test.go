@@ -16,9 +16,9 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn/internal/guest/account"
-	"wrenn/internal/guest/settings"
-	"wrenn/proto/gen/envd/filesystem/filesystemconnect"
+	"wrenn.dev/internal/guest/account"
+	"wrenn.dev/internal/guest/settings"
+	"wrenn.dev/proto/gen/envd/filesystem/filesystemconnect"
 )
 
 // patience is for what must happen: long, because machines are slow.

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/testkit"
 )
 
 func stacks() string {

@@ -13,8 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/rollback"
+	"wrenn.dev"
+	"wrenn.dev/internal/rollback"
 )
 
 // move renames source to destination and makes the destination's missing parents.

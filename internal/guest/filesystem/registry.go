@@ -9,8 +9,8 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
-	pb "wrenn/proto/gen/envd/filesystem"
+	"wrenn.dev"
+	pb "wrenn.dev/proto/gen/envd/filesystem"
 )
 
 const (

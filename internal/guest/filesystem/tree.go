@@ -11,10 +11,10 @@ import (
 	"strings"
 	"syscall"
 
-	"wrenn"
-	"wrenn/internal/guest/account"
-	"wrenn/internal/rollback"
-	pb "wrenn/proto/gen/envd/filesystem"
+	"wrenn.dev"
+	"wrenn.dev/internal/guest/account"
+	"wrenn.dev/internal/rollback"
+	pb "wrenn.dev/proto/gen/envd/filesystem"
 )
 
 // maxEntries bounds a listing: an answer is held in memory as a whole, and

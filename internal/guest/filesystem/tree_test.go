@@ -12,10 +12,10 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"wrenn/internal/guest/account"
-	"wrenn/internal/guest/settings"
-	"wrenn/internal/testkit"
-	pb "wrenn/proto/gen/envd/filesystem"
+	"wrenn.dev/internal/guest/account"
+	"wrenn.dev/internal/guest/settings"
+	"wrenn.dev/internal/testkit"
+	pb "wrenn.dev/proto/gen/envd/filesystem"
 )
 
 func TestStat(t *testing.T) {

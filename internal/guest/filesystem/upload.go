@@ -13,8 +13,8 @@ import (
 	"strings"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/rollback"
+	"wrenn.dev"
+	"wrenn.dev/internal/rollback"
 )
 
 const (

@@ -18,8 +18,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn/internal/testkit"
-	pb "wrenn/proto/gen/envd/filesystem"
+	"wrenn.dev/internal/testkit"
+	pb "wrenn.dev/proto/gen/envd/filesystem"
 )
 
 // form makes a multipart body of parts named "file": name, content, name, …

@@ -13,9 +13,9 @@ import (
 	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/guest/account"
-	pb "wrenn/proto/gen/envd/filesystem"
+	"wrenn.dev"
+	"wrenn.dev/internal/guest/account"
+	pb "wrenn.dev/proto/gen/envd/filesystem"
 )
 
 const (

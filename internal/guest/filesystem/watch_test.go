@@ -15,8 +15,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/testkit"
-	pb "wrenn/proto/gen/envd/filesystem"
+	"wrenn.dev/internal/testkit"
+	pb "wrenn.dev/proto/gen/envd/filesystem"
 )
 
 // shown prints events shortly: "create a/b".

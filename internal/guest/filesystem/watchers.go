@@ -11,7 +11,7 @@ import (
 
 	"connectrpc.com/connect"
 
-	pb "wrenn/proto/gen/envd/filesystem"
+	pb "wrenn.dev/proto/gen/envd/filesystem"
 )
 
 const (

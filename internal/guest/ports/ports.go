@@ -9,7 +9,7 @@ import (
 	"strconv"
 	"time"
 
-	"wrenn/internal/tunnel"
+	"wrenn.dev/internal/tunnel"
 )
 
 // dialTimeout bounds the connect to an address of the guest, which the kernel answers at once.

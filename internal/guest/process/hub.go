@@ -9,7 +9,7 @@ import (
 
 	"connectrpc.com/connect"
 
-	pb "wrenn/proto/gen/envd/process"
+	pb "wrenn.dev/proto/gen/envd/process"
 )
 
 const (

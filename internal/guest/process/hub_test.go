@@ -14,7 +14,7 @@ import (
 	"connectrpc.com/connect"
 	"github.com/google/go-cmp/cmp"
 
-	pb "wrenn/proto/gen/envd/process"
+	pb "wrenn.dev/proto/gen/envd/process"
 )
 
 // full is as much as makes the program wait for a subscriber that did not take it.

@@ -10,7 +10,7 @@ import (
 	"connectrpc.com/connect"
 	"golang.org/x/sys/unix"
 
-	pb "wrenn/proto/gen/envd/process"
+	pb "wrenn.dev/proto/gen/envd/process"
 )
 
 // input is where a process's input is written: a pipe, or the terminal.

@@ -7,7 +7,7 @@ import (
 	"sync"
 	"testing"
 
-	pb "wrenn/proto/gen/envd/process"
+	pb "wrenn.dev/proto/gen/envd/process"
 )
 
 // A caller that goes away just when its input is written must not cut the input of others.

@@ -13,9 +13,9 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn/internal/guest/account"
-	"wrenn/internal/guest/settings"
-	pb "wrenn/proto/gen/envd/process"
+	"wrenn.dev/internal/guest/account"
+	"wrenn.dev/internal/guest/settings"
+	pb "wrenn.dev/proto/gen/envd/process"
 )
 
 // defaultPath serves an agent that was started without PATH; it is the one of

@@ -11,9 +11,9 @@ import (
 	"connectrpc.com/connect"
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn/internal/guest/account"
-	"wrenn/internal/guest/settings"
-	pb "wrenn/proto/gen/envd/process"
+	"wrenn.dev/internal/guest/account"
+	"wrenn.dev/internal/guest/settings"
+	pb "wrenn.dev/proto/gen/envd/process"
 )
 
 func TestEnvironment(t *testing.T) {

@@ -4,7 +4,7 @@ import (
 	"sort"
 	"sync"
 
-	pb "wrenn/proto/gen/envd/process"
+	pb "wrenn.dev/proto/gen/envd/process"
 )
 
 // outputKind is one of a process's outputs.

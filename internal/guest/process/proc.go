@@ -11,8 +11,8 @@ import (
 	"connectrpc.com/connect"
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/guest/cgroup"
-	pb "wrenn/proto/gen/envd/process"
+	"wrenn.dev/internal/guest/cgroup"
+	pb "wrenn.dev/proto/gen/envd/process"
 )
 
 // termGrace is how long what a program started may take to end itself after

@@ -14,10 +14,10 @@ import (
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
 
-	"wrenn/internal/guest/account"
-	"wrenn/internal/guest/settings"
-	pb "wrenn/proto/gen/envd/process"
-	"wrenn/proto/gen/envd/process/processconnect"
+	"wrenn.dev/internal/guest/account"
+	"wrenn.dev/internal/guest/settings"
+	pb "wrenn.dev/proto/gen/envd/process"
+	"wrenn.dev/proto/gen/envd/process/processconnect"
 )
 
 const (

@@ -9,7 +9,7 @@ import (
 	"connectrpc.com/connect"
 	"golang.org/x/sys/unix"
 
-	pb "wrenn/proto/gen/envd/process"
+	pb "wrenn.dev/proto/gen/envd/process"
 )
 
 // defaultSize is the size of a terminal for requests without one.

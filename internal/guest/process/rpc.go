@@ -14,8 +14,8 @@ import (
 	"connectrpc.com/connect"
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/guest/account"
-	pb "wrenn/proto/gen/envd/process"
+	"wrenn.dev/internal/guest/account"
+	pb "wrenn.dev/proto/gen/envd/process"
 )
 
 // Start runs a program and streams its events. The program outlives the stream;

@@ -8,8 +8,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/guest/account"
-	"wrenn/internal/guest/cgroup"
+	"wrenn.dev/internal/guest/account"
+	"wrenn.dev/internal/guest/cgroup"
 )
 
 // What the kernel's OOM killer is told (proc_pid_oom_score_adj(5)): never the

@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/guest/account"
+	"wrenn.dev/internal/guest/account"
 )
 
 // stdio are the two sides of a program's standard files.

@@ -15,8 +15,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn/internal/guest/trust"
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/guest/trust"
+	"wrenn.dev/internal/testkit"
 )
 
 func authority(t *testing.T) string {

@@ -20,8 +20,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/durable"
+	"wrenn.dev"
+	"wrenn.dev/internal/durable"
 )
 
 // Limits bound a cache. All fields are needed.

@@ -10,8 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/testkit"
 )
 
 var roomy = Limits{Entries: 10, Bytes: 1 << 30, TeamEntries: 10, TeamBytes: 1 << 30}

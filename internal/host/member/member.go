@@ -31,11 +31,11 @@ import (
 	"strings"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/certs"
-	"wrenn/internal/durable"
-	"wrenn/internal/hostjoin"
-	"wrenn/internal/untrusted"
+	"wrenn.dev"
+	"wrenn.dev/internal/certs"
+	"wrenn.dev/internal/durable"
+	"wrenn.dev/internal/hostjoin"
+	"wrenn.dev/internal/untrusted"
 )
 
 const (

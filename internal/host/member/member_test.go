@@ -20,10 +20,10 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/certs/certstest"
-	"wrenn/internal/hostjoin"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/certs/certstest"
+	"wrenn.dev/internal/hostjoin"
+	"wrenn.dev/internal/testkit"
 )
 
 // plane answers as a control plane does, with certificates of an authority for tests.

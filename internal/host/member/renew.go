@@ -6,8 +6,8 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/wake"
+	"wrenn.dev"
+	"wrenn.dev/internal/wake"
 )
 
 const (

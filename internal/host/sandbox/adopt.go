@@ -14,11 +14,11 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox/instance"
-	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/network"
-	"wrenn/internal/telemetry"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox/instance"
+	"wrenn.dev/internal/host/sandbox/journal"
+	"wrenn.dev/internal/network"
+	"wrenn.dev/internal/telemetry"
 )
 
 // maxAdopting bounds how many sandboxes are adopted at a time.

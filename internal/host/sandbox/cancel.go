@@ -4,7 +4,7 @@ import (
 	"context"
 	"sync"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // errDestroyed ends the operation of a sandbox that is to be destroyed.

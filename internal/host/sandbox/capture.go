@@ -11,12 +11,12 @@ import (
 	"strings"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/rollback"
-	"wrenn/internal/snapshot"
-	"wrenn/internal/storage"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox/journal"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/snapshot"
+	"wrenn.dev/internal/storage"
+	"wrenn.dev/internal/vm"
 )
 
 // machineTimeout bounds a call to a VMM that only starts or stops vCPUs. It is a

@@ -6,10 +6,10 @@ import (
 	"slices"
 	"unicode/utf8"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/rollback"
-	"wrenn/internal/snapshot"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox/journal"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/snapshot"
 )
 
 // maxCheckpoints bounds a sandbox's tree; its journal holds all of it.

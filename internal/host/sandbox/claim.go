@@ -7,7 +7,7 @@ import (
 	"os"
 	"time"
 
-	"wrenn/internal/host/sandbox/instance"
+	"wrenn.dev/internal/host/sandbox/instance"
 )
 
 // buildFromPool makes the sandbox's pending instance of a machine of the warm

@@ -5,9 +5,9 @@ import (
 	"log/slog"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/telemetry"
-	"wrenn/internal/wake"
+	"wrenn.dev"
+	"wrenn.dev/internal/telemetry"
+	"wrenn.dev/internal/wake"
 )
 
 const (

@@ -6,8 +6,8 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/testkit"
 )
 
 // TestContinueFromACheckpoint: another host makes the sandbox from a stored checkpoint alone.

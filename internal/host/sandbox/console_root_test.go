@@ -5,7 +5,7 @@ package sandbox
 import (
 	"testing"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 func wantConsole(t *testing.T, m *Manager, id wrenn.SandboxID, want string, wantMore bool) {

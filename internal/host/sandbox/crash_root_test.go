@@ -10,11 +10,11 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/netns"
-	"wrenn/internal/vm"
-	"wrenn/internal/vm/vmfake"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox/journal"
+	"wrenn.dev/internal/netns"
+	"wrenn.dev/internal/vm"
+	"wrenn.dev/internal/vm/vmfake"
 )
 
 // abandon brings a sandbox as far as an agent did that was killed before a step of

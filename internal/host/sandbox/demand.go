@@ -6,7 +6,7 @@ import (
 	"log/slog"
 	"time"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // runSizes makes the snapshots that are wanted, one at a time, until ctx ends. One

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 var diskOnly = wrenn.PauseOptions{DiskOnly: true}

@@ -6,7 +6,7 @@ import (
 	"os"
 	"testing"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // disked returns the request for a sandbox of the template with a disk of that many MiB.

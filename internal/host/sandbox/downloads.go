@@ -3,8 +3,8 @@ package sandbox
 import (
 	"sync"
 
-	"wrenn"
-	"wrenn/internal/cmutex"
+	"wrenn.dev"
+	"wrenn.dev/internal/cmutex"
 )
 
 // templateFetches are the templates that are being fetched from the snapshot store.

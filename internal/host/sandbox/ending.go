@@ -9,10 +9,10 @@ import (
 	"regexp"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox/instance"
-	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox/instance"
+	"wrenn.dev/internal/host/sandbox/journal"
+	"wrenn.dev/internal/vm"
 )
 
 // Destroy ends the sandbox and removes everything it had. After an error the

@@ -9,11 +9,11 @@ import (
 	"path/filepath"
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/storage"
-	"wrenn/internal/testkit"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox/journal"
+	"wrenn.dev/internal/storage"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/vm"
 )
 
 // stoppable is a machine that can do nothing but stop.

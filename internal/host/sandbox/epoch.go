@@ -3,7 +3,7 @@ package sandbox
 import (
 	"context"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // epochKey is the key of WithEpoch in contexts.

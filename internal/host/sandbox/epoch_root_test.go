@@ -5,8 +5,8 @@ package sandbox
 import (
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/testkit"
 )
 
 // TestEpochs: an agent refuses calls for another epoch than the sandbox has, also after a

@@ -8,9 +8,9 @@ import (
 	"path/filepath"
 	"slices"
 
-	"wrenn"
-	"wrenn/internal/durable"
-	"wrenn/internal/host/sandbox/journal"
+	"wrenn.dev"
+	"wrenn.dev/internal/durable"
+	"wrenn.dev/internal/host/sandbox/journal"
 )
 
 // Fetch makes a paused sandbox from what another host has stored of it. One that was

@@ -8,10 +8,10 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox/instance"
-	"wrenn/internal/rollback"
-	"wrenn/internal/snapshot"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox/instance"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/snapshot"
 )
 
 // forksPerCPU bounds the copies that are made at a time. A restore is a matter of

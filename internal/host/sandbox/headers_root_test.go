@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 const plantedSecret = "planted-secret-of-a-header-rule"

@@ -1,9 +1,9 @@
 package sandbox
 
 import (
-	"wrenn"
-	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/network/egress"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox/journal"
+	"wrenn.dev/internal/network/egress"
 )
 
 // request is a sandbox to make.

@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/vm"
+	"wrenn.dev/internal/vm"
 )
 
 const (

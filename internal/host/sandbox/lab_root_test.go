@@ -10,12 +10,12 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox/fakeguest"
-	"wrenn/internal/host/sandbox/testhost"
-	"wrenn/internal/network"
-	"wrenn/internal/vm"
-	"wrenn/internal/vm/vmfake"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox/fakeguest"
+	"wrenn.dev/internal/host/sandbox/testhost"
+	"wrenn.dev/internal/network"
+	"wrenn.dev/internal/vm"
+	"wrenn.dev/internal/vm/vmfake"
 )
 
 // patience bounds what must happen, on a busy machine too.

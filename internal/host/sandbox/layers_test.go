@@ -13,7 +13,7 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/testkit"
 )
 
 // maxUpward is how many pairs of files may have a reference from a lower layer to

@@ -13,10 +13,10 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/vm"
-	"wrenn/internal/vm/vmfake"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox/journal"
+	"wrenn.dev/internal/vm"
+	"wrenn.dev/internal/vm/vmfake"
 )
 
 // run runs the manager's loop until the test ends.

@@ -39,11 +39,11 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox/instance"
-	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/host/sandbox/usage"
-	"wrenn/internal/storage"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox/instance"
+	"wrenn.dev/internal/host/sandbox/journal"
+	"wrenn.dev/internal/host/sandbox/usage"
+	"wrenn.dev/internal/storage"
 )
 
 // Manager makes, finds and destroys the sandboxes of one state directory. It

@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 const (

@@ -7,8 +7,8 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/testkit"
 )
 
 // busyMachines is the CPU time of fake machines, which have no process. They use half a CPU.

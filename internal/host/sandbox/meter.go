@@ -4,9 +4,9 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/envdclient"
-	"wrenn/internal/host/sandbox/usage"
+	"wrenn.dev"
+	"wrenn.dev/internal/envdclient"
+	"wrenn.dev/internal/host/sandbox/usage"
 )
 
 const (

@@ -7,7 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn/internal/envdclient"
+	"wrenn.dev/internal/envdclient"
 )
 
 func TestMeter(t *testing.T) {

@@ -14,10 +14,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/nftables"
 
-	"wrenn"
-	"wrenn/internal/envdclient"
-	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/netns"
+	"wrenn.dev"
+	"wrenn.dev/internal/envdclient"
+	"wrenn.dev/internal/host/sandbox/journal"
+	"wrenn.dev/internal/netns"
 )
 
 var (

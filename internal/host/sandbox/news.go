@@ -3,7 +3,7 @@ package sandbox
 import (
 	"sync"
 
-	"wrenn/internal/wake"
+	"wrenn.dev/internal/wake"
 )
 
 // news wakes those who want to know when a sandbox has changed without a call that

@@ -9,8 +9,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/rollback"
+	"wrenn.dev"
+	"wrenn.dev/internal/rollback"
 )
 
 // locked is a sandbox whose operation lock is held. Its methods need that.

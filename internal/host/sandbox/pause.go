@@ -5,10 +5,10 @@ import (
 	"errors"
 	"log/slog"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/rollback"
-	"wrenn/internal/snapshot"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox/journal"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/snapshot"
 )
 
 // Pause writes the sandbox to the disk and releases its memory and everything

@@ -18,9 +18,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/vm/vmfake"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox/journal"
+	"wrenn.dev/internal/vm/vmfake"
 )
 
 func TestPauseGivesEverythingBackAndResumeBringsItBack(t *testing.T) {

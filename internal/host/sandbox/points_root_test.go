@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // deed is something that an agent does for a sandbox.

@@ -14,11 +14,11 @@ import (
 	"syscall"
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/netns"
-	"wrenn/internal/network"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox/journal"
+	"wrenn.dev/internal/netns"
+	"wrenn.dev/internal/network"
+	"wrenn.dev/internal/vm"
 )
 
 // quarantined returns the reasons of what is in quarantine, by name.

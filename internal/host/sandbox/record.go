@@ -3,10 +3,10 @@ package sandbox
 import (
 	"sync/atomic"
 
-	"wrenn"
-	"wrenn/internal/durable"
-	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/rollback"
+	"wrenn.dev"
+	"wrenn.dev/internal/durable"
+	"wrenn.dev/internal/host/sandbox/journal"
+	"wrenn.dev/internal/rollback"
 )
 
 // record is the journal of a sandbox, which only the holder of the operation lock

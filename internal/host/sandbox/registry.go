@@ -7,8 +7,8 @@ import (
 	"slices"
 	"sync"
 
-	"wrenn"
-	"wrenn/internal/storage"
+	"wrenn.dev"
+	"wrenn.dev/internal/storage"
 )
 
 // Limits bound what the sandboxes of a host may use together. Zero is no limit.

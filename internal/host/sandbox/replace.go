@@ -4,9 +4,9 @@ import (
 	"context"
 	"fmt"
 
-	"wrenn/internal/host/sandbox/instance"
-	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/vm"
+	"wrenn.dev/internal/host/sandbox/instance"
+	"wrenn.dev/internal/host/sandbox/journal"
+	"wrenn.dev/internal/vm"
 )
 
 // A sandbox gets another instance in three steps: build makes a pending instance;

@@ -6,8 +6,8 @@ import (
 	"runtime/debug"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/telemetry"
+	"wrenn.dev"
+	"wrenn.dev/internal/telemetry"
 )
 
 // reporter tells what happens to a sandbox: in the log, in traces, and to the hook of tests.

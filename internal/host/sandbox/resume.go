@@ -4,10 +4,10 @@ import (
 	"cmp"
 	"context"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox/instance"
-	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/rollback"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox/instance"
+	"wrenn.dev/internal/host/sandbox/journal"
+	"wrenn.dev/internal/rollback"
 )
 
 // Resume makes a paused sandbox continue from where it was. A running one stays

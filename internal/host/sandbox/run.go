@@ -6,7 +6,7 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // dueTimeout bounds what Run does about one sandbox: a pause that writes 16 GiB to

@@ -11,14 +11,14 @@ import (
 	"sync/atomic"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/cmutex"
-	"wrenn/internal/envdclient"
-	"wrenn/internal/host/sandbox/console"
-	"wrenn/internal/host/sandbox/instance"
-	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/network/egress"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/cmutex"
+	"wrenn.dev/internal/envdclient"
+	"wrenn.dev/internal/host/sandbox/console"
+	"wrenn.dev/internal/host/sandbox/instance"
+	"wrenn.dev/internal/host/sandbox/journal"
+	"wrenn.dev/internal/network/egress"
+	"wrenn.dev/internal/vm"
 )
 
 // Sandbox is one sandbox. Destroy it. Its methods are safe for concurrent use.

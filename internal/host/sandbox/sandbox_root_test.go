@@ -12,10 +12,10 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/vm"
-	"wrenn/internal/vm/vmfake"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox/journal"
+	"wrenn.dev/internal/vm"
+	"wrenn.dev/internal/vm/vmfake"
 )
 
 func TestLife(t *testing.T) {

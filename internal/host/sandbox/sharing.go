@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // uploadNiceness is the priority of the threads that compare and compress: guests

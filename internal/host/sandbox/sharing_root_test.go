@@ -13,10 +13,10 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/objects"
-	"wrenn/internal/objects/objectstest"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/objects"
+	"wrenn.dev/internal/objects/objectstest"
+	"wrenn.dev/internal/testkit"
 )
 
 // waitTemplate waits until a template of the manager is stored, and returns where.

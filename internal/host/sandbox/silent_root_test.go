@@ -11,10 +11,10 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/testkit"
-	"wrenn/internal/vm/vmfake"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox/journal"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/vm/vmfake"
 )
 
 // quick is a limit that tests need not wait for long, also on a busy machine.

@@ -5,8 +5,8 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/wake"
+	"wrenn.dev"
+	"wrenn.dev/internal/wake"
 )
 
 const (

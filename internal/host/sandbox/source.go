@@ -9,11 +9,11 @@ import (
 	"regexp"
 	"strings"
 
-	"wrenn"
-	"wrenn/internal/envdclient"
-	"wrenn/internal/host/sandbox/instance"
-	"wrenn/internal/snapshot"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/envdclient"
+	"wrenn.dev/internal/host/sandbox/instance"
+	"wrenn.dev/internal/snapshot"
+	"wrenn.dev/internal/vm"
 )
 
 // basePrefix begins the names of base snapshots.

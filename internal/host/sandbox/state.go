@@ -5,8 +5,8 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/network/egress"
+	"wrenn.dev"
+	"wrenn.dev/internal/network/egress"
 )
 
 const (

@@ -4,7 +4,7 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 func newTestState(life wrenn.EndOfLife) *state {

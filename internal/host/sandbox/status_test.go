@@ -14,9 +14,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/internal/rollback"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/testkit"
 )
 
 // TestTransitionsAreThoseOfTheDocs holds the code and the diagram equal.

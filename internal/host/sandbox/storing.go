@@ -9,11 +9,11 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox/instance"
-	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/snapshot"
-	"wrenn/internal/telemetry"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox/instance"
+	"wrenn.dev/internal/host/sandbox/journal"
+	"wrenn.dev/internal/snapshot"
+	"wrenn.dev/internal/telemetry"
 )
 
 // storeLook bounds how long it takes to see that time has passed, see lookAgain.

@@ -10,10 +10,10 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/objects"
-	"wrenn/internal/objects/objectstest"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/objects"
+	"wrenn.dev/internal/objects/objectstest"
+	"wrenn.dev/internal/testkit"
 )
 
 const team = wrenn.TeamID("0b0c7c1e-8d0f-4f6e-9d5e-1f1f4d7c2a11")

@@ -7,11 +7,11 @@ import (
 	"log/slog"
 	"strings"
 
-	"wrenn"
-	"wrenn/internal/envdclient"
-	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/rollback"
-	"wrenn/internal/snapshot"
+	"wrenn.dev"
+	"wrenn.dev/internal/envdclient"
+	"wrenn.dev/internal/host/sandbox/journal"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/snapshot"
 )
 
 // Recipe is how a snapshot that sandboxes start from is made.

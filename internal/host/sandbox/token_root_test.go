@@ -6,8 +6,8 @@ import (
 	"net/http"
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/network"
+	"wrenn.dev"
+	"wrenn.dev/internal/network"
 )
 
 // wantToken fails unless the agent in the sandbox asks its callers for the token,

@@ -10,9 +10,9 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/testkit"
-	"wrenn/internal/vm/vmfake"
+	"wrenn.dev"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/vm/vmfake"
 )
 
 // TestManyBootsAtOnce has 20 sandboxes of a size without a snapshot made on a host

@@ -7,7 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/testkit"
 )
 
 // queue has n starts wait for the place of a turns, and returns what each was told

@@ -5,7 +5,7 @@ import (
 	"log/slog"
 	"time"
 
-	"wrenn/internal/wake"
+	"wrenn.dev/internal/wake"
 )
 
 const (

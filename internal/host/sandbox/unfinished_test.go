@@ -9,11 +9,11 @@ import (
 	"testing/synctest"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/objects"
-	"wrenn/internal/objects/objectstest"
-	"wrenn/internal/snapshot/archive"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/objects"
+	"wrenn.dev/internal/objects/objectstest"
+	"wrenn.dev/internal/snapshot/archive"
+	"wrenn.dev/internal/testkit"
 )
 
 // TestUnfinishedUploads: an agent removes what killed agents have left when it starts and

@@ -6,7 +6,7 @@ import (
 	"log/slog"
 	"time"
 
-	"wrenn/internal/wake"
+	"wrenn.dev/internal/wake"
 )
 
 const (

@@ -10,10 +10,10 @@ import (
 	"strings"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/envdclient"
-	"wrenn/internal/host/sandbox/instance"
-	"wrenn/internal/wake"
+	"wrenn.dev"
+	"wrenn.dev/internal/envdclient"
+	"wrenn.dev/internal/host/sandbox/instance"
+	"wrenn.dev/internal/wake"
 )
 
 const (

@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/vm"
+	"wrenn.dev/internal/vm"
 )
 
 func TestVigil(t *testing.T) {

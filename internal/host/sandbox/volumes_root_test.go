@@ -15,11 +15,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/netns"
-	"wrenn/internal/network"
-	"wrenn/internal/testkit"
-	"wrenn/internal/volume"
+	"wrenn.dev"
+	"wrenn.dev/internal/netns"
+	"wrenn.dev/internal/network"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/volume"
 )
 
 // mountAnswer asks the server of volumes for one, as the sandbox's guest would. It

@@ -9,11 +9,11 @@ import (
 	"sync/atomic"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox/instance"
-	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/rollback"
-	"wrenn/internal/wake"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox/instance"
+	"wrenn.dev/internal/host/sandbox/journal"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/wake"
 )
 
 const (

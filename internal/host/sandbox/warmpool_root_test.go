@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/vm/vmfake"
+	"wrenn.dev"
+	"wrenn.dev/internal/vm/vmfake"
 )
 
 // pooling opens a manager with a base snapshot, whose loop keeps n machines in the pool.

@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 
-	"wrenn/internal/rollback"
-	"wrenn/internal/storage"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/storage"
 )
 
 // Work boots a guest as Build does, and calls work with its sandbox. When Work

@@ -16,12 +16,12 @@ import (
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
 
-	"wrenn"
-	"wrenn/internal/host/server/agenttest"
-	"wrenn/internal/hostwire"
-	"wrenn/internal/testkit"
-	"wrenn/internal/wire"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/server/agenttest"
+	"wrenn.dev/internal/hostwire"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/wire"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 func TestExec(t *testing.T) {

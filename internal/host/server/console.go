@@ -8,8 +8,8 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // consoleLook is the pause between two reads of a console that is followed. No

@@ -8,11 +8,11 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/internal/host/server/agenttest"
-	"wrenn/internal/testkit"
-	"wrenn/internal/vm/vmfake"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/server/agenttest"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/vm/vmfake"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // earlier is the state directory of an agent of the version before package wrenn

@@ -11,11 +11,11 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn"
-	"wrenn/internal/host/server/agenttest"
-	"wrenn/internal/testkit"
-	"wrenn/internal/tunnel"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/server/agenttest"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/tunnel"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // TestEpochHeader: calls of all kinds are refused for another epoch, and those of callers

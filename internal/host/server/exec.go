@@ -10,11 +10,11 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn"
-	"wrenn/internal/budget"
-	"wrenn/internal/envdclient"
-	"wrenn/internal/hostwire"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/budget"
+	"wrenn.dev/internal/envdclient"
+	"wrenn.dev/internal/hostwire"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 const (

@@ -6,10 +6,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"wrenn/internal/envdclient"
-	"wrenn/internal/hostwire"
-	"wrenn/internal/wake"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev/internal/envdclient"
+	"wrenn.dev/internal/hostwire"
+	"wrenn.dev/internal/wake"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 const (

@@ -16,10 +16,10 @@ import (
 	"strings"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/certs"
-	"wrenn/internal/framing"
-	"wrenn/internal/tunnel"
+	"wrenn.dev"
+	"wrenn.dev/internal/certs"
+	"wrenn.dev/internal/framing"
+	"wrenn.dev/internal/tunnel"
 )
 
 // Listen is where an agent serves.

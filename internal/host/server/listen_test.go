@@ -17,13 +17,13 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/certs"
-	"wrenn/internal/certs/certstest"
-	"wrenn/internal/controlplane/hostclient"
-	"wrenn/internal/controlplane/hostclient/hosttest"
-	"wrenn/internal/telemetry/logtest"
-	"wrenn/proto/gen/hostagent/v1/hostagentv1connect"
+	"wrenn.dev"
+	"wrenn.dev/internal/certs"
+	"wrenn.dev/internal/certs/certstest"
+	"wrenn.dev/internal/controlplane/hostclient"
+	"wrenn.dev/internal/controlplane/hostclient/hosttest"
+	"wrenn.dev/internal/telemetry/logtest"
+	"wrenn.dev/proto/gen/hostagent/v1/hostagentv1connect"
 )
 
 func TestWhereAnAgentListens(t *testing.T) {

@@ -5,8 +5,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox"
 )
 
 // Steps is a histogram of how long the steps of sandboxes take. Observe is a

@@ -3,7 +3,7 @@ package server
 import (
 	"sync"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // maxOpen bounds what one sandbox has open: commands that a caller waits for or

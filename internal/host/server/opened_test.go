@@ -3,7 +3,7 @@ package server
 import (
 	"testing"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 func TestOpened(t *testing.T) {

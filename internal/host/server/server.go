@@ -12,17 +12,17 @@ import (
 	"connectrpc.com/connect"
 	"go.opentelemetry.io/otel/trace"
 
-	"wrenn"
-	"wrenn/internal/budget"
-	"wrenn/internal/host/sandbox"
-	"wrenn/internal/host/template"
-	"wrenn/internal/hostwire"
-	"wrenn/internal/telemetry"
-	"wrenn/internal/tracing"
-	"wrenn/internal/volume"
-	"wrenn/internal/wire"
-	pb "wrenn/proto/gen/hostagent/v1"
-	"wrenn/proto/gen/hostagent/v1/hostagentv1connect"
+	"wrenn.dev"
+	"wrenn.dev/internal/budget"
+	"wrenn.dev/internal/host/sandbox"
+	"wrenn.dev/internal/host/template"
+	"wrenn.dev/internal/hostwire"
+	"wrenn.dev/internal/telemetry"
+	"wrenn.dev/internal/tracing"
+	"wrenn.dev/internal/volume"
+	"wrenn.dev/internal/wire"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
+	"wrenn.dev/proto/gen/hostagent/v1/hostagentv1connect"
 )
 
 const (

@@ -17,14 +17,14 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox"
-	"wrenn/internal/host/server"
-	"wrenn/internal/host/server/agenttest"
-	"wrenn/internal/testkit"
-	"wrenn/internal/vm/vmfake"
-	pb "wrenn/proto/gen/hostagent/v1"
-	"wrenn/proto/gen/hostagent/v1/hostagentv1connect"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox"
+	"wrenn.dev/internal/host/server"
+	"wrenn.dev/internal/host/server/agenttest"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/vm/vmfake"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
+	"wrenn.dev/proto/gen/hostagent/v1/hostagentv1connect"
 )
 
 // caller is a control plane that may send whatever it likes.

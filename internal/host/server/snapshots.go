@@ -4,10 +4,10 @@ import (
 	"context"
 	"log/slog"
 
-	"wrenn"
-	"wrenn/internal/hostwire"
-	"wrenn/internal/telemetry"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/hostwire"
+	"wrenn.dev/internal/telemetry"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 func (s *server) ForkSandbox(ctx context.Context, msg *pb.ForkSandboxRequest) (*pb.ForkSandboxResponse, error) {

@@ -12,12 +12,12 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox"
-	"wrenn/internal/host/server/agenttest"
-	"wrenn/internal/testkit"
-	"wrenn/internal/vm/vmfake"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox"
+	"wrenn.dev/internal/host/server/agenttest"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/vm/vmfake"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // Copies run, each under the id that the caller chose; those that do not say why.

@@ -10,10 +10,10 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn"
-	"wrenn/internal/host/template"
-	"wrenn/internal/hostwire"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/template"
+	"wrenn.dev/internal/hostwire"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 const (

@@ -10,10 +10,10 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn"
-	"wrenn/internal/host/server/agenttest"
-	"wrenn/internal/testkit"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/server/agenttest"
+	"wrenn.dev/internal/testkit"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // build follows a build to its end.

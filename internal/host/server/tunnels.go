@@ -12,11 +12,11 @@ import (
 	"sync/atomic"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/envdclient"
-	"wrenn/internal/host/sandbox"
-	"wrenn/internal/tunnel"
-	"wrenn/internal/wire"
+	"wrenn.dev"
+	"wrenn.dev/internal/envdclient"
+	"wrenn.dev/internal/host/sandbox"
+	"wrenn.dev/internal/tunnel"
+	"wrenn.dev/internal/wire"
 )
 
 const (

@@ -12,11 +12,11 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/host/server/agenttest"
-	"wrenn/internal/testkit"
-	"wrenn/internal/tunnel"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/server/agenttest"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/tunnel"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // tunnel asks the agent for a connection to a port of the sandbox.

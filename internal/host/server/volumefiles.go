@@ -6,10 +6,10 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn"
-	"wrenn/internal/hostwire"
-	"wrenn/internal/volume/tree"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/hostwire"
+	"wrenn.dev/internal/volume/tree"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // maxVolumeCalls bounds the calls for the files of one volume at a time: each has a

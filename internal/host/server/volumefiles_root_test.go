@@ -9,11 +9,11 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn"
-	"wrenn/internal/host/server/agenttest"
-	"wrenn/internal/testkit"
-	"wrenn/internal/wire"
-	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/server/agenttest"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/wire"
+	pb "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // writeVolume sends a file in pieces.

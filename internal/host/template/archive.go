@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // Bounds of the files of a COPY step, unpacked.

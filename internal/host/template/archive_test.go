@@ -12,8 +12,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/testkit"
 )
 
 // archived returns an archive with the entries: a/ is a directory, a=x a file with

@@ -3,7 +3,7 @@ package template
 import (
 	"strings"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // AnyImage in Images is every image, for every team.

@@ -3,7 +3,7 @@ package template
 import (
 	"testing"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 func TestImages(t *testing.T) {

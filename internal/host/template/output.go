@@ -8,8 +8,8 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/plain"
+	"wrenn.dev"
+	"wrenn.dev/internal/plain"
 )
 
 // maxLine bounds a line, in bytes; longer ones are cut into several. A guest may

@@ -9,8 +9,8 @@ import (
 	"strings"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/envdclient"
+	"wrenn.dev"
+	"wrenn.dev/internal/envdclient"
 )
 
 const (

@@ -13,8 +13,8 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 
-	"wrenn"
-	"wrenn/internal/publicnet"
+	"wrenn.dev"
+	"wrenn.dev/internal/publicnet"
 )
 
 // AnyRegistry among Registries stands for every registry on the public Internet.

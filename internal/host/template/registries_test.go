@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 func TestRegistriesCheck(t *testing.T) {

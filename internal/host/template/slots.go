@@ -5,7 +5,7 @@ import (
 	"slices"
 	"sync"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // slots are places for work of teams. A team has at most half of them, and when one

@@ -5,8 +5,8 @@ import (
 	"testing"
 	"testing/synctest"
 
-	"wrenn"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/testkit"
 )
 
 // TestSlotsAreFair: builds of one team that never end leave half of the slots to other

@@ -7,10 +7,10 @@ import (
 	"maps"
 	"slices"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox"
-	"wrenn/internal/image"
-	"wrenn/internal/image/oci"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox"
+	"wrenn.dev/internal/image"
+	"wrenn.dev/internal/image/oci"
 )
 
 // source is what a guest of a template boots from. The caller releases it.

@@ -5,7 +5,7 @@ import (
 	"path"
 	"strings"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // state is what the steps of a build see besides the disk.

@@ -13,11 +13,11 @@ import (
 	"syscall"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/host/buildcache"
-	"wrenn/internal/host/sandbox"
-	"wrenn/internal/plain"
-	"wrenn/internal/storage"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/buildcache"
+	"wrenn.dev/internal/host/sandbox"
+	"wrenn.dev/internal/plain"
+	"wrenn.dev/internal/storage"
 )
 
 // plannedStep is a step with what is known before it runs.

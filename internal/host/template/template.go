@@ -19,14 +19,14 @@ import (
 	"path/filepath"
 	"strings"
 
-	"wrenn"
-	"wrenn/internal/envdclient"
-	"wrenn/internal/host/buildcache"
-	"wrenn/internal/host/sandbox"
-	"wrenn/internal/image"
-	"wrenn/internal/image/oci"
-	"wrenn/internal/storage"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/envdclient"
+	"wrenn.dev/internal/host/buildcache"
+	"wrenn.dev/internal/host/sandbox"
+	"wrenn.dev/internal/image"
+	"wrenn.dev/internal/image/oci"
+	"wrenn.dev/internal/storage"
+	"wrenn.dev/internal/vm"
 )
 
 const (

@@ -13,10 +13,10 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox"
-	"wrenn/internal/host/server/agenttest"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox"
+	"wrenn.dev/internal/host/server/agenttest"
+	"wrenn.dev/internal/testkit"
 )
 
 var size = wrenn.Size{VCPUs: 1, MemoryMiB: 64}

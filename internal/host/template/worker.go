@@ -10,10 +10,10 @@ import (
 	"strconv"
 	"strings"
 
-	"wrenn"
-	"wrenn/internal/envdclient"
-	"wrenn/internal/host/buildcache"
-	"wrenn/internal/plain"
+	"wrenn.dev"
+	"wrenn.dev/internal/envdclient"
+	"wrenn.dev/internal/host/buildcache"
+	"wrenn.dev/internal/plain"
 )
 
 const (

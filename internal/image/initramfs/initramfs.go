@@ -15,7 +15,7 @@ import (
 	"path"
 	"strings"
 
-	"wrenn/internal/image/modules"
+	"wrenn.dev/internal/image/modules"
 )
 
 // Manifest names, in the guest, the file that lists the modules to load:

@@ -11,8 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn/internal/image/modules"
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/image/modules"
+	"wrenn.dev/internal/testkit"
 )
 
 // read unpacks archives in a row, as the kernel does.

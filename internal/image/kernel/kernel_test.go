@@ -15,7 +15,7 @@ import (
 	"github.com/pierrec/lz4/v4"
 	"github.com/ulikunitz/xz"
 
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/testkit"
 )
 
 // fakeKernel is the smallest ELF that check accepts, followed by code-like bytes:

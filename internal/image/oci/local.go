@@ -15,7 +15,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // The transports that Open knows, as skopeo and podman name them.

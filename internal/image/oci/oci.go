@@ -19,8 +19,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
-	"wrenn"
-	"wrenn/internal/image/rootfs"
+	"wrenn.dev"
+	"wrenn.dev/internal/image/rootfs"
 )
 
 // maxLayers bounds an image's layers; Docker makes at most 127.

@@ -29,8 +29,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
-	"wrenn"
-	"wrenn/internal/image/rootfs"
+	"wrenn.dev"
+	"wrenn.dev/internal/image/rootfs"
 )
 
 // layerOf makes a layer of files from their names and contents.

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // maxDocument bounds the manifest and the configuration of an image, which are

@@ -13,7 +13,7 @@ import (
 	"strings"
 	"syscall"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // keyring signs Debian's archives, on Ubuntu too (package debian-archive-keyring).

@@ -13,8 +13,8 @@ import (
 	"syscall"
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/testkit"
 )
 
 // testImage is an image of a tree with merged directories and two files.

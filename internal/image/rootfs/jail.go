@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 
-	"wrenn/internal/launch"
+	"wrenn.dev/internal/launch"
 )
 
 // toolUser runs the programs that read and write the file systems of tenants. It has no

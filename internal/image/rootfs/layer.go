@@ -9,7 +9,7 @@ import (
 	"path"
 	"strings"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // Names with which a layer hides files of the layers below it, see layer.md of the

@@ -21,7 +21,7 @@ import (
 	"syscall"
 	"time"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // installs names the package of each program that is run here.

@@ -11,7 +11,7 @@ import (
 	"syscall"
 	"testing"
 
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/testkit"
 )
 
 // mmdebstrap leaves signals to its children, so they must get them.

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // maxEntries bounds the entries of all archives of a tree; a desktop system has half a million.

@@ -10,7 +10,7 @@ import (
 	"strings"
 	"syscall"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // maxLinks bounds the symbolic links of a path, as the kernel does.

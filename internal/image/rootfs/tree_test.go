@@ -13,7 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 func openTree(t *testing.T) (*Tree, string) {

@@ -11,7 +11,7 @@ import (
 	"github.com/miekg/dns"
 	"golang.org/x/net/netutil"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // passedOn are the types of records that are passed on as they are. Addresses are

@@ -22,7 +22,7 @@ import (
 
 	"github.com/miekg/dns"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // Bounds of one sandbox.

@@ -15,8 +15,8 @@ import (
 
 	"github.com/miekg/dns"
 
-	"wrenn"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/testkit"
 )
 
 // served is a server whose guest is a client on this machine.

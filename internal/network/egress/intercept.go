@@ -16,7 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // Bounds of connections to hosts with header rules.

@@ -16,8 +16,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/testkit"
 )
 
 const secretValue = "s3cret-Value-that-no-guest-sees"

@@ -6,7 +6,7 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // MaxEvents is how many events a Log keeps.

@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 func TestLog(t *testing.T) {

@@ -13,7 +13,7 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // passage is a connection that was allowed.

@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/net/proxy"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // maxProxyAnswer bounds what a proxy answers to CONNECT.

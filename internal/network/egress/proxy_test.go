@@ -12,8 +12,8 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/testkit"
 )
 
 // throughTLS starts a proxy that speaks TLS with the certificate of example.com, and returns

@@ -15,7 +15,7 @@ import (
 	"strings"
 	"time"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // maxFirstBytes bounds what is read to learn where a client wants to go.

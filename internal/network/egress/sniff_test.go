@@ -14,8 +14,8 @@ import (
 
 	"golang.org/x/crypto/cryptobyte"
 
-	"wrenn"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/testkit"
 )
 
 // hello returns what a TLS client sends first.

@@ -14,9 +14,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/internal/objects"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/objects"
+	"wrenn.dev/internal/testkit"
 )
 
 // Conformance checks that s, which must be empty, is a store as objects.Store says.

@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"wrenn/internal/objects"
+	"wrenn.dev/internal/objects"
 )
 
 // Faulty is a store that fails as its fields say. The zero faults are none; set them by

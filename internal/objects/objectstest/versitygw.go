@@ -10,8 +10,8 @@ import (
 	"path/filepath"
 	"testing"
 
-	"wrenn/internal/filelock"
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/filelock"
+	"wrenn.dev/internal/testkit"
 )
 
 // serverModule is the S3 server of the tests, with the version that is built.

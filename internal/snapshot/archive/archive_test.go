@@ -15,12 +15,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/internal/durable"
-	"wrenn/internal/objects"
-	"wrenn/internal/objects/objectstest"
-	"wrenn/internal/snapshot"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/durable"
+	"wrenn.dev/internal/objects"
+	"wrenn.dev/internal/objects/objectstest"
+	"wrenn.dev/internal/snapshot"
+	"wrenn.dev/internal/testkit"
 )
 
 const (

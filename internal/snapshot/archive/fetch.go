@@ -9,11 +9,11 @@ import (
 	"os"
 	"path/filepath"
 
-	"wrenn"
-	"wrenn/internal/objects"
-	"wrenn/internal/snapshot"
-	"wrenn/internal/snapshot/layer"
-	"wrenn/internal/storage"
+	"wrenn.dev"
+	"wrenn.dev/internal/objects"
+	"wrenn.dev/internal/snapshot"
+	"wrenn.dev/internal/snapshot/layer"
+	"wrenn.dev/internal/storage"
 )
 
 // Fetch makes the snapshot that is stored at key, unless the host has it, and leases it:

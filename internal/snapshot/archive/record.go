@@ -9,9 +9,9 @@ import (
 	"regexp"
 	"strings"
 
-	"wrenn"
-	"wrenn/internal/snapshot"
-	"wrenn/internal/snapshot/layer"
+	"wrenn.dev"
+	"wrenn.dev/internal/snapshot"
+	"wrenn.dev/internal/snapshot/layer"
 )
 
 // format changes when an older agent could not fetch what a newer one has stored.

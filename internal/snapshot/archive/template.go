@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"maps"
 
-	"wrenn"
-	"wrenn/internal/snapshot"
+	"wrenn.dev"
+	"wrenn.dev/internal/snapshot"
 )
 
 // UploadTemplate stores a template of an owner, which is a team's id: the snapshot of

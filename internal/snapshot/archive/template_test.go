@@ -10,11 +10,11 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/internal/objects"
-	"wrenn/internal/objects/objectstest"
-	"wrenn/internal/snapshot"
-	"wrenn/internal/testkit"
+	"wrenn.dev"
+	"wrenn.dev/internal/objects"
+	"wrenn.dev/internal/objects/objectstest"
+	"wrenn.dev/internal/snapshot"
+	"wrenn.dev/internal/testkit"
 )
 
 func (h *host) uploadTemplate(id string) Stored {

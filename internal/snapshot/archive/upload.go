@@ -20,10 +20,10 @@ import (
 	"path/filepath"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/objects"
-	"wrenn/internal/snapshot"
-	"wrenn/internal/snapshot/layer"
+	"wrenn.dev"
+	"wrenn.dev/internal/objects"
+	"wrenn.dev/internal/snapshot"
+	"wrenn.dev/internal/snapshot/layer"
 )
 
 // Archive copies the snapshots of one host. It is safe for concurrent use.

@@ -7,7 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 const (

@@ -24,7 +24,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // maxFrame bounds a compressed frame: zstd adds little to what does not compress.

@@ -11,7 +11,7 @@ import (
 	"net/http"
 	"strings"
 	"time"
-	"wrenn/internal/untrusted"
+	"wrenn.dev/internal/untrusted"
 
 	"golang.org/x/sys/unix"
 )

@@ -13,11 +13,11 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/internal/launch"
-	"wrenn/internal/network"
-	"wrenn/internal/testkit"
-	"wrenn/internal/vm"
-	"wrenn/internal/vm/vmtest"
+	"wrenn.dev/internal/launch"
+	"wrenn.dev/internal/network"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/vm"
+	"wrenn.dev/internal/vm/vmtest"
 )
 
 func TestMain(m *testing.M) {

@@ -13,10 +13,10 @@ import (
 	"strings"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/launch"
-	"wrenn/internal/rollback"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/launch"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/vm"
 )
 
 const driverName = "firecracker"

@@ -13,8 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/launch"
-	"wrenn/internal/vm"
+	"wrenn.dev/internal/launch"
+	"wrenn.dev/internal/vm"
 )
 
 // The names of a machine's files as its VMM sees them, relative to its working

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn/internal/vm"
+	"wrenn.dev/internal/vm"
 )
 
 func listen(t *testing.T, path string) {

@@ -6,8 +6,8 @@ import (
 	"os"
 	"path/filepath"
 
-	"wrenn/internal/storage"
-	"wrenn/internal/vm"
+	"wrenn.dev/internal/storage"
+	"wrenn.dev/internal/vm"
 )
 
 // lineage holds the base of the changes that the VMM tracks: the memory file of the

@@ -11,10 +11,10 @@ import (
 	"slices"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/cmutex"
-	"wrenn/internal/launch"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/cmutex"
+	"wrenn.dev/internal/launch"
+	"wrenn.dev/internal/vm"
 )
 
 // machine is a vm.Machine.

@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/launch"
+	"wrenn.dev/internal/launch"
 )
 
 // mountFiles mounts the files in the jail. The jail's

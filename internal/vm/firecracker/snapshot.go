@@ -10,9 +10,9 @@ import (
 	"slices"
 	"strings"
 
-	"wrenn"
-	"wrenn/internal/rollback"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/vm"
 )
 
 // The files of a snapshot's directory. The manifest comes last.

@@ -9,8 +9,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/vm"
 )
 
 // aSnapshot writes a snapshot that fits the driver and shape that it returns.

@@ -10,7 +10,7 @@ import (
 	"strconv"
 	"time"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // Version is a version of Firecracker, like 1.16.1 or 1.17.0-dev.

@@ -20,10 +20,10 @@ import (
 	"strings"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/durable"
-	"wrenn/internal/rollback"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/durable"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/vm"
 )
 
 const (

@@ -10,9 +10,9 @@ import (
 	"testing/synctest"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/vm"
-	"wrenn/internal/vm/vmfake"
+	"wrenn.dev"
+	"wrenn.dev/internal/vm"
+	"wrenn.dev/internal/vm/vmfake"
 )
 
 // bench is a probe, a kernel to try, and a guest that does what the test says.

@@ -5,7 +5,7 @@ import (
 	"slices"
 	"strings"
 
-	"wrenn/internal/vm"
+	"wrenn.dev/internal/vm"
 )
 
 // hardware returns the part of the command line that defines the machine. The device

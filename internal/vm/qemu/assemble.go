@@ -11,11 +11,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/launch"
-	"wrenn/internal/netns"
-	"wrenn/internal/rollback"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/launch"
+	"wrenn.dev/internal/netns"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/vm"
 )
 
 // socketName is the name of the control socket in vm.Spec.Dir.

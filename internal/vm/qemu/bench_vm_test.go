@@ -15,11 +15,11 @@ import (
 	"testing"
 	"time"
 
-	"wrenn/internal/envdclient"
-	"wrenn/internal/storage"
-	"wrenn/internal/testkit"
-	"wrenn/internal/vm"
-	"wrenn/internal/vm/vmtest"
+	"wrenn.dev/internal/envdclient"
+	"wrenn.dev/internal/storage"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/vm"
+	"wrenn.dev/internal/vm/vmtest"
 )
 
 // BenchmarkMachine measures what docs/machines.md says, to be compared with

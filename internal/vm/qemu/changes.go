@@ -9,7 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"wrenn/internal/vm"
+	"wrenn.dev/internal/vm"
 )
 
 // changesName is the file that lists the changes, in a snapshot's private directory.

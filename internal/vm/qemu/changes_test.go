@@ -12,7 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/vm"
+	"wrenn.dev/internal/vm"
 )
 
 var runsAreEqual = cmp.AllowUnexported(run{})

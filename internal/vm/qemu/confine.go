@@ -8,8 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 
-	"wrenn/internal/launch"
-	"wrenn/internal/vm"
+	"wrenn.dev/internal/launch"
+	"wrenn.dev/internal/vm"
 )
 
 // rootOf returns the root file system of VMMs: the program, the libraries and the

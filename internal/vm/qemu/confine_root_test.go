@@ -13,9 +13,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/launch"
-	"wrenn/internal/testkit"
-	"wrenn/internal/vm"
+	"wrenn.dev/internal/launch"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/vm"
 )
 
 // TestVMMIsConfined looks at what a VMM has of the host, also a restored one.

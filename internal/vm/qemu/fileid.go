@@ -6,7 +6,7 @@ import (
 	"os"
 	"syscall"
 
-	"wrenn/internal/vm"
+	"wrenn.dev/internal/vm"
 )
 
 // fileID identifies a memory file and the version of its content. Manifests contain

@@ -11,11 +11,11 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/cmutex"
-	"wrenn/internal/launch"
-	"wrenn/internal/vm"
-	"wrenn/internal/vm/qemu/qmp"
+	"wrenn.dev"
+	"wrenn.dev/internal/cmutex"
+	"wrenn.dev/internal/launch"
+	"wrenn.dev/internal/vm"
+	"wrenn.dev/internal/vm/qemu/qmp"
 )
 
 // dyingTime bounds the wait for the end of a VMM that has closed its control socket.

@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/cmutex"
+	"wrenn.dev/internal/cmutex"
 )
 
 const pageSize = 4096

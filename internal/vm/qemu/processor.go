@@ -9,7 +9,7 @@ import (
 	"slices"
 	"strings"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // hidden are features of the host's processor that no guest gets. Virtualization inside

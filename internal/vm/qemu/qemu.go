@@ -19,10 +19,10 @@ import (
 	"regexp"
 	"strconv"
 
-	"wrenn"
-	"wrenn/internal/launch"
-	"wrenn/internal/rollback"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/launch"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/vm"
 )
 
 // The names of the drivers. Neither restores the snapshots of the other, nor adopts

@@ -8,8 +8,8 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/vm"
 )
 
 func TestParseVersion(t *testing.T) {

@@ -13,9 +13,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"wrenn/internal/netns"
-	"wrenn/internal/vm"
-	"wrenn/internal/vm/vmtest"
+	"wrenn.dev/internal/netns"
+	"wrenn.dev/internal/vm"
+	"wrenn.dev/internal/vm/vmtest"
 )
 
 // The network that every guest is in.

@@ -14,8 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/testkit"
-	"wrenn/internal/vm"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/vm"
 )
 
 // A restored machine has the lock on its disk that a booted one has, its VMM

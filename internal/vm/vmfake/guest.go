@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"wrenn/internal/vm"
+	"wrenn.dev/internal/vm"
 )
 
 // Guest is what happens inside a machine. What it does as its own code waits

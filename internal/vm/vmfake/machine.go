@@ -3,9 +3,9 @@ package vmfake
 import (
 	"context"
 
-	"wrenn"
-	"wrenn/internal/rollback"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/vm"
 )
 
 // machine is a driver's handle of a process; an adopted process has several.

@@ -7,9 +7,9 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/launch"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/launch"
+	"wrenn.dev/internal/vm"
 )
 
 // consoleSize bounds what is kept of a guest's output.

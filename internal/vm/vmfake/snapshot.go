@@ -8,9 +8,9 @@ import (
 	"path/filepath"
 	"strings"
 
-	"wrenn"
-	"wrenn/internal/rollback"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/vm"
 )
 
 // The files of a snapshot.

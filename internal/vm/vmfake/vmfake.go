@@ -15,9 +15,9 @@ import (
 	"path/filepath"
 	"slices"
 
-	"wrenn"
-	"wrenn/internal/rollback"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/vm"
 )
 
 // Name is the driver's.

@@ -10,8 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"wrenn/internal/vm"
-	"wrenn/internal/vm/vmtest"
+	"wrenn.dev/internal/vm"
+	"wrenn.dev/internal/vm/vmtest"
 )
 
 var _ vmtest.Guest = (*Guest)(nil)

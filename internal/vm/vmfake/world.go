@@ -8,7 +8,7 @@ import (
 	"slices"
 	"sync"
 
-	"wrenn/internal/vm"
+	"wrenn.dev/internal/vm"
 )
 
 // firstPID is beyond the kernel's PID_MAX_LIMIT (2^22): a fake's PID never is

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/vm"
+	"wrenn.dev/internal/vm"
 )
 
 // contents is what must be in a guest: files in its memory, and the disk's text.

@@ -13,8 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/launch"
-	"wrenn/internal/vm"
+	"wrenn.dev/internal/launch"
+	"wrenn.dev/internal/vm"
 )
 
 // elsewhereEnv tells a test binary that it is to be the other process.

@@ -11,9 +11,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/internal/launch"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/launch"
+	"wrenn.dev/internal/vm"
 )
 
 // maxConsole is the most that a driver may keep of a console: package

@@ -6,9 +6,9 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"wrenn"
+	"wrenn.dev"
 
-	"wrenn/internal/envdclient"
+	"wrenn.dev/internal/envdclient"
 )
 
 // EnvdConfig says how to reach the agent of a real guest and how that guest

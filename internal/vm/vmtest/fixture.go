@@ -14,8 +14,8 @@ import (
 	"testing"
 	"time"
 
-	"wrenn/internal/storage"
-	"wrenn/internal/vm"
+	"wrenn.dev/internal/storage"
+	"wrenn.dev/internal/vm"
 )
 
 // timeout bounds each call of a guest. It is long, because guests are emulated and

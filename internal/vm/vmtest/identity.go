@@ -12,7 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn/internal/envdclient"
+	"wrenn.dev/internal/envdclient"
 )
 
 // printer prints the time in a tight loop, whenever it is another millisecond,

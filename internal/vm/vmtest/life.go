@@ -10,8 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/vm"
 )
 
 func (s *suite) badSpecs(t *testing.T) {

@@ -11,9 +11,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wrenn"
-	"wrenn/internal/storage"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/storage"
+	"wrenn.dev/internal/vm"
 )
 
 func (s *suite) snapshotRefused(t *testing.T) {

@@ -8,8 +8,8 @@ import (
 	"path/filepath"
 	"testing"
 
-	"wrenn/internal/storage"
-	"wrenn/internal/vm"
+	"wrenn.dev/internal/storage"
+	"wrenn.dev/internal/vm"
 )
 
 // Harness is a driver and what its machines need.

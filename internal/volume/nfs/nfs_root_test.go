@@ -18,7 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/testkit"
+	"wrenn.dev/internal/testkit"
 )
 
 // newVolume returns the root of a new ext4 file system.

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"io"
 
-	"wrenn/internal/credentials"
+	"wrenn.dev/internal/credentials"
 )
 
 const (

@@ -18,7 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 const (

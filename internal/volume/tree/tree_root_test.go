@@ -15,9 +15,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"wrenn"
-	"wrenn/internal/testkit"
-	"wrenn/internal/volume/tree"
+	"wrenn.dev"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/volume/tree"
 )
 
 // newTree returns the files below a directory, beside which is a secret.

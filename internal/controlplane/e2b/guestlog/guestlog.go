@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"wrenn/internal/plain"
+	"wrenn.dev/internal/plain"
 )
 
 const (

@@ -15,12 +15,12 @@ import (
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"wrenn"
-	"wrenn/internal/hostwire"
-	"wrenn/internal/wake"
-	"wrenn/internal/wire"
-	hostagentv1 "wrenn/proto/gen/hostagent/v1"
-	"wrenn/proto/gen/hostagent/v1/hostagentv1connect"
+	"wrenn.dev"
+	"wrenn.dev/internal/hostwire"
+	"wrenn.dev/internal/wake"
+	"wrenn.dev/internal/wire"
+	hostagentv1 "wrenn.dev/proto/gen/hostagent/v1"
+	"wrenn.dev/proto/gen/hostagent/v1/hostagentv1connect"
 )
 
 // Agent is a host in memory. Its exported fields are set before it serves.

@@ -6,7 +6,7 @@ import (
 
 	"connectrpc.com/connect"
 
-	hostagentv1 "wrenn/proto/gen/hostagent/v1"
+	hostagentv1 "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // ReadConsole says which sandbox it is of, and to those who follow that it ended.

@@ -13,8 +13,8 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn"
-	hostagentv1 "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	hostagentv1 "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 const (

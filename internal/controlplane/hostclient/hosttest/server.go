@@ -8,10 +8,10 @@ import (
 	"net/http"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/tunnel"
-	"wrenn/internal/wire"
-	"wrenn/proto/gen/hostagent/v1/hostagentv1connect"
+	"wrenn.dev"
+	"wrenn.dev/internal/tunnel"
+	"wrenn.dev/internal/wire"
+	"wrenn.dev/proto/gen/hostagent/v1/hostagentv1connect"
 )
 
 // Server serves an agent on a port of the loopback.

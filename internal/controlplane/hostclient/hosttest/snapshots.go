@@ -6,9 +6,9 @@ import (
 	"slices"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/wire"
-	hostagentv1 "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/wire"
+	hostagentv1 "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // moment is a checkpoint: the sandbox's files at a time.

@@ -9,9 +9,9 @@ import (
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"wrenn"
-	"wrenn/internal/wire"
-	hostagentv1 "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/wire"
+	hostagentv1 "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // builtBytes is the size of every build.

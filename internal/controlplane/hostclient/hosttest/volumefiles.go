@@ -9,11 +9,11 @@ import (
 
 	"connectrpc.com/connect"
 
-	"wrenn"
-	"wrenn/internal/hostwire"
-	"wrenn/internal/volume/tree"
-	"wrenn/internal/wire"
-	hostagentv1 "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	"wrenn.dev/internal/hostwire"
+	"wrenn.dev/internal/volume/tree"
+	"wrenn.dev/internal/wire"
+	hostagentv1 "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // inVolume calls f with the files of a volume, between the hooks. Without the right to

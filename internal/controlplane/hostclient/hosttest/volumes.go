@@ -5,8 +5,8 @@ import (
 	"maps"
 	"slices"
 
-	"wrenn"
-	hostagentv1 "wrenn/proto/gen/hostagent/v1"
+	"wrenn.dev"
+	hostagentv1 "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // CreateVolume makes one, or leaves it as it is.

@@ -10,9 +10,9 @@ import (
 	"slices"
 	"sync"
 
-	"wrenn"
-	"wrenn/internal/durable"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/durable"
+	"wrenn.dev/internal/vm"
 )
 
 const (

@@ -10,9 +10,9 @@ import (
 	"testing"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/testkit"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/vm"
 )
 
 // machine is a machine that has nothing but a console.

@@ -18,10 +18,10 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/guest"
-	"wrenn/internal/guest/guesttest"
-	"wrenn/internal/netns"
-	"wrenn/internal/network"
+	"wrenn.dev/internal/guest"
+	"wrenn.dev/internal/guest/guesttest"
+	"wrenn.dev/internal/netns"
+	"wrenn.dev/internal/network"
 )
 
 // Config says which guest boots. Slot and Log are needed.

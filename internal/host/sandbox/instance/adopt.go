@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 
-	"wrenn"
-	"wrenn/internal/netns"
-	"wrenn/internal/network"
+	"wrenn.dev"
+	"wrenn.dev/internal/netns"
+	"wrenn.dev/internal/network"
 )
 
 // ErrEnded is the error of Adopt when the machine has ended.

@@ -8,13 +8,13 @@ import (
 	"os"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/envdclient"
-	"wrenn/internal/network"
-	"wrenn/internal/rollback"
-	"wrenn/internal/storage"
-	"wrenn/internal/tracing"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/envdclient"
+	"wrenn.dev/internal/network"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/storage"
+	"wrenn.dev/internal/tracing"
+	"wrenn.dev/internal/vm"
 )
 
 // Build makes the instance from the source until its guest's agent answers. When

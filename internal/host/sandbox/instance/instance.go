@@ -14,14 +14,14 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/envdclient"
-	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/network"
-	"wrenn/internal/network/egress"
-	"wrenn/internal/rollback"
-	"wrenn/internal/vm"
-	"wrenn/internal/volume"
+	"wrenn.dev"
+	"wrenn.dev/internal/envdclient"
+	"wrenn.dev/internal/host/sandbox/journal"
+	"wrenn.dev/internal/network"
+	"wrenn.dev/internal/network/egress"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/vm"
+	"wrenn.dev/internal/volume"
 )
 
 // Host is what the instances of a host are made with. All fields but FirstUID

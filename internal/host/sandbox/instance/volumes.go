@@ -6,10 +6,10 @@ import (
 	"log/slog"
 	"net"
 
-	"wrenn"
-	"wrenn/internal/envdclient"
-	"wrenn/internal/network"
-	"wrenn/internal/volume/nfs"
+	"wrenn.dev"
+	"wrenn.dev/internal/envdclient"
+	"wrenn.dev/internal/network"
+	"wrenn.dev/internal/volume/nfs"
 )
 
 // servedVolumes are the volumes of a sandbox, served to its guest.

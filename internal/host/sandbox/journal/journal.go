@@ -13,11 +13,11 @@ import (
 	"slices"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/durable"
-	"wrenn/internal/network"
-	"wrenn/internal/network/egress"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/durable"
+	"wrenn.dev/internal/network"
+	"wrenn.dev/internal/network/egress"
+	"wrenn.dev/internal/vm"
 )
 
 // Format is the version of the file. It changes when an older agent could not

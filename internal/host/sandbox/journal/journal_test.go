@@ -11,10 +11,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
-	"wrenn"
-	"wrenn/internal/durable"
-	"wrenn/internal/testkit"
-	"wrenn/internal/vm"
+	"wrenn.dev"
+	"wrenn.dev/internal/durable"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/vm"
 )
 
 func TestReadReturnsWhatWasCommitted(t *testing.T) {

@@ -14,13 +14,13 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"wrenn/internal/host/sandbox/fakeguest"
-	"wrenn/internal/netns"
-	"wrenn/internal/network"
-	"wrenn/internal/rollback"
-	"wrenn/internal/testkit"
-	"wrenn/internal/vm"
-	"wrenn/internal/vm/vmfake"
+	"wrenn.dev/internal/host/sandbox/fakeguest"
+	"wrenn.dev/internal/netns"
+	"wrenn.dev/internal/network"
+	"wrenn.dev/internal/rollback"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/vm"
+	"wrenn.dev/internal/vm/vmfake"
 )
 
 // Config says what the host is like. The zero value is a host with two slots.

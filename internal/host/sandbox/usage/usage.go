@@ -13,7 +13,7 @@ import (
 	"sync"
 	"time"
 
-	"wrenn"
+	"wrenn.dev"
 )
 
 // maxSamples bounds the samples of a sandbox: 80 KiB of memory, and about 180 KiB in a file.

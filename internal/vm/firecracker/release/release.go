@@ -21,8 +21,8 @@ import (
 	"strings"
 	"time"
 
-	"wrenn"
-	"wrenn/internal/durable"
+	"wrenn.dev"
+	"wrenn.dev/internal/durable"
 )
 
 // Version is the release.

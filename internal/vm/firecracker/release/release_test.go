@@ -13,9 +13,9 @@ import (
 	"strings"
 	"testing"
 
-	"wrenn"
-	"wrenn/internal/testkit"
-	"wrenn/internal/vm/firecracker/release"
+	"wrenn.dev"
+	"wrenn.dev/internal/testkit"
+	"wrenn.dev/internal/vm/firecracker/release"
 )
 
 // archive returns a publisher's archive with these files.

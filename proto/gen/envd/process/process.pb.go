@@ -2209,7 +2209,7 @@ const file_process_process_proto_rawDesc = "" +
 	"SendSignal\x12\x1a.process.SendSignalRequest\x1a\x1b.process.SendSignalResponse\x12E\n" +
 	"\n" +
 	"CloseStdin\x12\x1a.process.CloseStdinRequest\x1a\x1b.process.CloseStdinResponse\x12H\n" +
-	"\vAcknowledge\x12\x1b.process.AcknowledgeRequest\x1a\x1c.process.AcknowledgeResponseB&Z$wrenn/proto/gen/envd/process;processb\x06proto3"
+	"\vAcknowledge\x12\x1b.process.AcknowledgeRequest\x1a\x1c.process.AcknowledgeResponseB*Z(wrenn.dev/proto/gen/envd/process;processb\x06proto3"
 
 var (
 	file_process_process_proto_rawDescOnce sync.Once

@@ -8603,7 +8603,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\bReadFile\x12\x1d.hostagent.v1.ReadFileRequest\x1a\x1e.hostagent.v1.ReadFileResponse\x12`\n" +
 	"\x0fWriteFileStream\x12$.hostagent.v1.WriteFileStreamRequest\x1a%.hostagent.v1.WriteFileStreamResponse(\x01\x12]\n" +
 	"\x0eReadFileStream\x12#.hostagent.v1.ReadFileStreamRequest\x1a$.hostagent.v1.ReadFileStreamResponse0\x01\x12T\n" +
-	"\vReadConsole\x12 .hostagent.v1.ReadConsoleRequest\x1a!.hostagent.v1.ReadConsoleResponse0\x01B*Z(wrenn/proto/gen/hostagent/v1;hostagentv1b\x06proto3"
+	"\vReadConsole\x12 .hostagent.v1.ReadConsoleRequest\x1a!.hostagent.v1.ReadConsoleResponse0\x01B.Z,wrenn.dev/proto/gen/hostagent/v1;hostagentv1b\x06proto3"
 
 var (
 	file_v1_hostagent_proto_rawDescOnce sync.Once

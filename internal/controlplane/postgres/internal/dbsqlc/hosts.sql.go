@@ -9,7 +9,7 @@ import (
 	"context"
 	"time"
 
-	"wrenn"
+	wrenn "wrenn.dev"
 )
 
 const addConfiguredHosts = `-- name: AddConfiguredHosts :exec

@@ -7,7 +7,7 @@ package dbsqlc
 import (
 	"time"
 
-	"wrenn"
+	wrenn "wrenn.dev"
 )
 
 type APIKey struct {

@@ -8,7 +8,7 @@ package dbsqlc
 import (
 	"context"
 
-	"wrenn"
+	wrenn "wrenn.dev"
 )
 
 const countNetworkPolicies = `-- name: CountNetworkPolicies :one

@@ -9,7 +9,7 @@ import (
 	"context"
 	"time"
 
-	"wrenn"
+	wrenn "wrenn.dev"
 )
 
 const appendLines = `-- name: AppendLines :exec

@@ -16,7 +16,7 @@ import (
 	errors "errors"
 	http "net/http"
 	strings "strings"
-	filesystem "wrenn/proto/gen/envd/filesystem"
+	filesystem "wrenn.dev/proto/gen/envd/filesystem"
 )
 
 // This is a compile-time assertion to ensure that this generated file and the connect package are

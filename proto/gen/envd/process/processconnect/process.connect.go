@@ -16,7 +16,7 @@ import (
 	errors "errors"
 	http "net/http"
 	strings "strings"
-	process "wrenn/proto/gen/envd/process"
+	process "wrenn.dev/proto/gen/envd/process"
 )
 
 // This is a compile-time assertion to ensure that this generated file and the connect package are

@@ -12,7 +12,7 @@ import (
 	errors "errors"
 	http "net/http"
 	strings "strings"
-	v1 "wrenn/proto/gen/hostagent/v1"
+	v1 "wrenn.dev/proto/gen/hostagent/v1"
 )
 
 // This is a compile-time assertion to ensure that this generated file and the connect package are
