@@ -108,7 +108,7 @@ func (f *fleet) empty(t *testing.T) {
 }
 
 // leftovers returns an error that names what is left on a host of sandboxes.
-func (h *host) leftovers() error {
+func (h *chaosHost) leftovers() error {
 	machines, err := h.Machines()
 	slots, slotsErr := h.Slots()
 	sandboxes, dirErr := os.ReadDir(filepath.Join(h.StateDir(), "sandboxes"))

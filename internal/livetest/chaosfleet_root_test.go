@@ -58,8 +58,8 @@ func (p *plane) kill(t *testing.T) {
 	testkit.Must(t, p.process.Kill())
 }
 
-// host is a host whose agent is a process.
-type host struct {
+// chaosHost is a host whose agent is a process.
+type chaosHost struct {
 	*fakehost.Host
 	id      string
 	control *testkit.Link // by which control planes reach it
@@ -69,7 +69,7 @@ type host struct {
 // fleet is all that the faults hit.
 type fleet struct {
 	planes  []*plane
-	hosts   []*host
+	hosts   []*chaosHost
 	made    int // hosts so far
 	stopDB  func()
 	startDB func()
@@ -146,7 +146,7 @@ func (f *fleet) ready(t *testing.T) {
 func (f *fleet) join(t *testing.T) {
 	t.Helper()
 	f.made++
-	h := &host{id: fmt.Sprintf("h%d", f.made)}
+	h := &chaosHost{id: fmt.Sprintf("h%d", f.made)}
 	address := testkit.FreeAddress(t)
 	h.control = testkit.NewLink(t, "tcp", "127.0.0.1:0", address)
 	h.store = testkit.NewLink(t, "tcp", "127.0.0.1:0", f.store.Address)
