@@ -53,6 +53,9 @@ func rolling(ctx context.Context, b *bench) (_ []row, err error) {
 		load.Go(func() { u.follow(loaded) })
 	}
 	restarts, err := f.roll(ctx, b.lasts, more)
+	for _, u := range users {
+		err = errors.Join(err, u.goesOn(ctx))
+	}
 	stop()
 	load.Wait()
 	if err != nil {
@@ -227,6 +230,27 @@ func (u *rollingUser) follow(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// goesOn returns when the stream has had another line, or has failed.
+func (u *rollingUser) goesOn(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, retryFor)
+	defer cancel()
+	lines, _ := u.state()
+	for {
+		if now, failed := u.state(); failed || now > lines {
+			return nil
+		}
+		if err := pause(ctx, beat); err != nil {
+			return fmt.Errorf("the stream of %s stands still after %d lines: %w", u.id, lines, err)
+		}
+	}
+}
+
+func (u *rollingUser) state() (lines int, failed bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.lines, len(u.errs) > 0
 }
 
 // output checks what the command printed. The caller holds mu.
