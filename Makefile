@@ -103,6 +103,7 @@ check: setup lint verify/alerts verify/generate breaking ## run linters; check t
 lint: ## run gofmt, vet, golangci-lint, buf, shellcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go' ':!proto/gen'))" || { gofmt -l $$(git ls-files '*.go' ':!proto/gen'); exit 1; }
 	@$(TOOL) golangci-lint run --build-tags $(VM_TAGS),nested
+	@lint=$$($(TOOL) -n golangci-lint) && cd client && "$$lint" run # a module
 	@$(TOOL) buf lint
 	@shellcheck scripts/*.sh images/*.sh packaging/*.sh examples/*.sh .ci/run
 

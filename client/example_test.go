@@ -11,7 +11,7 @@ import (
 // hello creates a sandbox, runs a command in it and deletes it. README.md shows
 // its first lines.
 func hello(ctx context.Context) error {
-	c, err := client.New(client.Config{URL: "http://127.0.0.1:8080", Key: os.Getenv("WRENN_API_KEY")})
+	c, err := client.FromEnvironment() // the server and key of the commands above
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,6 @@
 // Command agents runs each task in a sandbox that no other task shares: what one agent
 // installs, breaks or leaks does not reach the others.
 //
-//	export WRENN_API_URL=http://127.0.0.1:8080 WRENN_API_KEY=...
 //	go run ./examples/agents 'echo one > /tmp/x; cat /tmp/x' 'ls /tmp/x'
 package main
 
@@ -26,7 +25,7 @@ const (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	api, err := client.New(client.Config{URL: os.Getenv("WRENN_API_URL"), Key: os.Getenv("WRENN_API_KEY")})
+	api, err := client.FromEnvironment()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(2)
