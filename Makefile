@@ -66,6 +66,10 @@ verify/images: ## check that another directory makes the same images
 verify/install: setup ## install, upgrade and remove the package in a booted machine; SUITE=bookworm, trixie (the default) or noble
 	$(AS_ROOT) env PATH="$$PATH" scripts/verify-install.sh $(or $(SUITE),trixie)
 
+.PHONY: verify/arm64
+verify/arm64: ## boot the guest's programs for arm64 by emulation and use them; needs root, mmdebstrap and qemu-system-arm
+	$(AS_ROOT) env PATH="$$PATH" go run -trimpath ./e2e/arm64
+
 .PHONY: verify/alerts
 verify/alerts: ## evaluate each alert of packaging/prometheus with Prometheus' own code
 	@scripts/verify-alerts.sh
