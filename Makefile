@@ -87,6 +87,10 @@ sdk-matrix: build ## call every method of E2B's SDKs, command line and code inte
 	$(AS_ROOT) env PATH="$$PATH" bin/wrenn up $(DEMO) --listen 127.0.0.1:0 --domain sandbox.localhost:8443 -- \
 		go run ./e2e/sdk/matrix -authority /var/lib/wrenn-demo/tls/sandbox.localhost/ca.pem $(ARGS)
 
+.PHONY: recording
+recording: build ## make docs/recording.svg, the terminal in README.md, from a run in real sandboxes; needs root
+	$(AS_ROOT) bin/wrenn up $(DEMO) --listen 127.0.0.1:0 -- env PATH="$(CURDIR)/bin:$$PATH" go run -trimpath ./e2e/recording docs/recording.svg
+
 .PHONY: recipes
 recipes: ## test the programs of images/templates on this machine, with E2B's SDK; needs python3-venv
 	@scripts/recipes.sh
