@@ -106,6 +106,11 @@ func leftOf(sb *wrenn.Sandbox) *Checkpoints {
 	return &Checkpoints{List: []wrenn.Checkpoint{{ID: sb.Newest.ID, CreatedAt: sb.Newest.Stored.At, Stored: sb.Newest.Stored}}, Head: sb.Newest.ID}
 }
 
+// notLeft is the error of a request for another checkpoint of a failed sandbox.
+func notLeft(sb *wrenn.Sandbox, cp wrenn.CheckpointID) error {
+	return wrenn.Errorf(wrenn.NotFound, "sandbox %s failed, and of its checkpoints the newest that is stored is left, which is %s, not %.80q", sb.ID, sb.Newest.ID, cp)
+}
+
 // restoreFailed has a sandbox that failed continue from its newest stored checkpoint. Its row
 // is paused first: whatever happens then, the sandbox can be resumed from the checkpoint.
 func (s *Snapshots) restoreFailed(ctx context.Context, c Caller, sb *wrenn.Sandbox, cp wrenn.CheckpointID) (*wrenn.Sandbox, error) {
@@ -113,7 +118,7 @@ func (s *Snapshots) restoreFailed(ctx context.Context, c Caller, sb *wrenn.Sandb
 	case !canBeRestored(sb):
 		return nil, wrongState(sb, wrenn.Running)
 	case cp != sb.Newest.ID:
-		return nil, wrenn.Errorf(wrenn.NotFound, "sandbox %s failed, and of its checkpoints the newest that is stored is left, which is %s, not %.80q", sb.ID, sb.Newest.ID, cp)
+		return nil, notLeft(sb, cp)
 	}
 	stored := sb.Newest.Stored
 	paused, err := s.store.RestoreSandbox(ctx, sb, s.limits.Limits, postgres.Move{

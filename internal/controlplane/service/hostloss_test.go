@@ -2,6 +2,7 @@ package service_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -194,4 +195,69 @@ func TestRestoreThatCannotRun(t *testing.T) {
 		t.Errorf("%+v", paused)
 	}
 	w.checkEvents(t, paused)
+}
+
+// TestCopiesOfAStoredCheckpoint are made on another host when that of the sandbox is cordoned,
+// cannot be reached, or was lost with the sandbox.
+func TestCopiesOfAStoredCheckpoint(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, storing(), storing())
+	s, _ := w.replica(t, nil)
+	seeAll(t, s, 2)
+	parent := createOn(t, s, w.caller, "h1", service.CreateSandbox{Metadata: map[string]string{"name": "parent"}})
+	checkpoint := func() wrenn.CheckpointID {
+		cp, err := s.CreateCheckpoint(t.Context(), w.caller, parent.ID, "")
+		testkit.Must(t, err)
+		return cp.ID
+	}
+	stored, local := checkpoint(), checkpoint()
+	w.on("h1").StoreCheckpoint(parent.ID, stored, checkpointKey(w.caller))
+	testkit.WaitUntil(t, "the row has the checkpoint", func() bool {
+		now, err := s.Sandbox(t.Context(), w.caller, parent.ID)
+		return err == nil && now.Newest.ID == stored
+	})
+	fork := func(cp wrenn.CheckpointID, count int) (*service.Forked, error) {
+		return s.ForkSandbox(t.Context(), w.caller, parent.ID, service.ForkSandbox{Count: count, Checkpoint: cp})
+	}
+	copied := func(on wrenn.HostID) {
+		t.Helper()
+		before := len(w.on("h2").Copies())
+		made, err := fork(stored, 2)
+		testkit.Must(t, err)
+		for _, sb := range made.Sandboxes {
+			if sb.Host != on || sb.Parent != parent.ID || sb.State != wrenn.Running || sb.Metadata["name"] != "parent" || w.on(on).Sandboxes()[sb.ID] != wrenn.ObservedRunning {
+				t.Errorf("%+v", sb)
+			}
+			w.checkEvents(t, &sb)
+			testkit.Must(t, s.DeleteSandbox(t.Context(), w.caller, sb.ID))
+		}
+		if asked := w.on("h2").Copies()[before:]; on == "h2" && (len(asked) != 2 || asked[0].GetParentId() != string(parent.ID) || asked[0].GetCheckpointId() != string(stored) || asked[0].GetKey() != checkpointKey(w.caller) || asked[0].GetSandbox().GetTeam() != string(w.caller.Team)) {
+			t.Errorf("asked for %v", asked)
+		}
+	}
+	copied("h1")
+	_, err := s.CordonHost(t.Context(), w.caller, "h1")
+	testkit.Must(t, err)
+	copied("h2")
+	_, err = fork(local, 1)
+	testkit.WantCode(t, err, wrenn.Unavailable, "cordoned")
+	_, err = fork("", 1)
+	testkit.WantCode(t, err, wrenn.Unavailable, "cordoned")
+
+	w.servers[0].Stop()
+	testkit.WaitUntil(t, "the host is known not to answer", func() bool {
+		_, err := fork(local, 1)
+		return wrenn.CodeOf(err) == wrenn.Unavailable && strings.Contains(err.Error(), "copies can be made of its newest stored checkpoint alone, which is "+string(stored))
+	})
+	copied("h2")
+	testkit.WaitNoError(t, "the host can be declared lost", func() error {
+		_, err := s.LoseHost(t.Context(), w.caller, "h1")
+		return err
+	})
+	w.reaches(t, parent.ID, wrenn.Failed)
+	copied("h2")
+	_, err = fork(local, 1)
+	testkit.WantCode(t, err, wrenn.NotFound, string(stored))
+	_, err = fork("", 1)
+	testkit.WantCode(t, err, wrenn.FailedPrecondition, "its host was lost")
 }
