@@ -418,7 +418,7 @@ func valueOf(field protoreflect.FieldDescriptor) protoreflect.Value {
 
 func textOf(field protoreflect.FieldDescriptor) string {
 	switch field.Name() {
-	case "sandbox_id", "new_ids":
+	case "sandbox_id", "new_ids", "parent_id":
 		return string(sandbox)
 	case "volume_id":
 		return string(volume)
