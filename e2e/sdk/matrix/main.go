@@ -4,7 +4,8 @@
 //
 // wrenn up starts it with WRENN_API_URL and WRENN_API_KEY set; see make sdk-matrix.
 // Arguments select runs, as "python 2.63.0 domain" or parts of that; none is all. With
-// -table it only writes the table.
+// -methods it calls those methods alone whose names have one of the words, which completes
+// a run that ended early. With -table it only writes the table.
 package main
 
 import (
@@ -88,10 +89,14 @@ func main() {
 	table := flag.Bool("table", false, "only write the table")
 	domain := flag.String("domain", "sandbox.localhost:8443", "what wrenn up --domain was told")
 	authority := flag.String("authority", "", "its certificate")
+	methods := flag.String("methods", "", "words, separated by commas: call only the methods whose names have one of them, and keep the other outcomes of the runs")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	m := matrix{dir: "e2e/sdk", cache: ".cache/sdk", domain: *domain, authority: *authority}
+	if *methods != "" {
+		m.methods = strings.Split(*methods, ",")
+	}
 	if err := m.main(ctx, *table, flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "matrix:", err)
 		os.Exit(1)
@@ -99,7 +104,11 @@ func main() {
 }
 
 // matrix runs the programs in dir, with the SDKs below cache.
-type matrix struct{ dir, cache, domain, authority string }
+type matrix struct {
+	dir, cache, domain, authority string
+
+	methods []string // words of the names of those that are called; none is all
+}
 
 func (m *matrix) main(ctx context.Context, onlyTable bool, wanted []string) error {
 	file := filepath.Join(m.dir, "matrix.json")
@@ -116,6 +125,9 @@ func (m *matrix) main(ctx context.Context, onlyTable bool, wanted []string) erro
 		if err != nil {
 			failed = append(failed, fmt.Sprintf("%s: %v", r, err))
 			continue
+		}
+		if m.methods != nil {
+			outcomes = merge(all[r.String()], outcomes)
 		}
 		all[r.String()] = outcomes
 		if err := writeResults(file, all); err != nil {
@@ -134,6 +146,20 @@ func (m *matrix) main(ctx context.Context, onlyTable bool, wanted []string) erro
 		return fmt.Errorf("%d failures:\n%s", len(failed), strings.Join(failed, "\n"))
 	}
 	return nil
+}
+
+// merge returns the outcomes of a run with those that are newer in their places, or at the end.
+func merge(old, newer []outcome) []outcome {
+	merged := slices.Clone(old)
+	for _, o := range newer {
+		at := slices.IndexFunc(merged, func(of outcome) bool { return of.Method == o.Method })
+		if at < 0 {
+			merged = append(merged, o)
+		} else {
+			merged[at] = o
+		}
+	}
+	return merged
 }
 
 // matches reports whether each of the words is in the run's name.
@@ -163,11 +189,12 @@ func (m *matrix) run(ctx context.Context, r run) ([]outcome, error) {
 			return nil, fmt.Errorf("%s: %w", kind.before, err)
 		}
 	}
-	return outcomesOf(kind.start(ctx, dir, programs), m.env(r))
+	return outcomesOf(kind.start(ctx, dir, programs, m.methods), m.env(r))
 }
 
-// start returns the command that calls all methods of the SDK installed in dir.
-func (k kind) start(ctx context.Context, dir, programs string) *exec.Cmd {
+// start returns the command that calls methods of the SDK installed in dir: those whose
+// names have one of the words, all without any.
+func (k kind) start(ctx context.Context, dir, programs string, methods []string) *exec.Cmd {
 	var words []string
 	for _, word := range k.command {
 		words = append(words, strings.ReplaceAll(word, "%s", programs))
@@ -175,7 +202,7 @@ func (k kind) start(ctx context.Context, dir, programs string) *exec.Cmd {
 	if strings.HasPrefix(words[0], "bin/") {
 		words[0] = filepath.Join(dir, words[0])
 	}
-	cmd := exec.CommandContext(ctx, words[0], words[1:]...)
+	cmd := exec.CommandContext(ctx, words[0], append(words[1:], methods...)...)
 	cmd.Dir = dir
 	return cmd
 }
