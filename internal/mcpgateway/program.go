@@ -161,7 +161,7 @@ func (p Places) serve(ctx context.Context, input io.Reader, report io.WriteClose
 	if err != nil {
 		message = plain.Line(err.Error())
 	}
-	_, _ = fmt.Fprintln(report, message) // without a reader nobody waits for it
+	_, _ = fmt.Fprintln(report, message) // if it has no reader it is not needed
 	_ = report.Close()
 	if err != nil {
 		return err
