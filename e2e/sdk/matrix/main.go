@@ -49,6 +49,7 @@ var kinds = map[string]kind{
 	"javascript":             {title: "JavaScript `e2b`", npm: "e2b", command: []string{"node", "%s/matrix.mjs"}},
 	"cli":                    {title: "`@e2b/cli`", npm: "@e2b/cli", command: []string{"python3", "%s/matrix-cli.py", "node_modules/@e2b/cli/dist/index.js"}},
 	"python-interpreter":     {title: "Python `e2b-code-interpreter`", pip: "e2b-code-interpreter", command: []string{"bin/python", "%s/matrix-interpreter.py"}, before: "interpreter.sh", with: map[string]string{"2.0.0": "2.0.1"}},
+	"python-mcp":             {title: "Python `e2b`: `mcp`", pip: "e2b", command: []string{"bin/python", "%s/matrix-mcp.py"}, before: "mcp.sh"},
 	"javascript-interpreter": {title: "JavaScript `@e2b/code-interpreter`", npm: "@e2b/code-interpreter", command: []string{"node", "%s/matrix-interpreter.mjs"}, before: "interpreter.sh"},
 }
 
@@ -81,6 +82,7 @@ func runs() (all []run) {
 	}
 	all = append(all, run{"cli", "2.19.0", byURL}, run{"cli", "2.19.0", byDomain})
 	return append(all,
+		run{"python-mcp", "2.63.0", byDomain},
 		run{"python-interpreter", "2.0.0", byDomain}, run{"python-interpreter", "2.11.5", byURL}, run{"python-interpreter", "2.11.5", byDomain},
 		run{"javascript-interpreter", "2.0.0", byDomain}, run{"javascript-interpreter", "2.8.0", byURL}, run{"javascript-interpreter", "2.8.0", byDomain})
 }
