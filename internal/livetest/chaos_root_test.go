@@ -78,8 +78,7 @@ func TestChaos(t *testing.T) {
 	defer stop()
 	var load sync.WaitGroup
 	for i := range clients {
-		u := &user{fleet: f, random: random(uint64(2 + i)), name: "user " + strconv.Itoa(i), tries: map[string]bool{}}
-		f.users = append(f.users, u)
+		u := f.newUser(i, random(uint64(2+i)))
 		load.Go(func() { u.work(t, loaded) })
 	}
 	load.Go(func() { f.move(t, loaded, random(1)) })

@@ -83,11 +83,19 @@ type fleet struct {
 
 func newFleet(t *testing.T) *fleet {
 	t.Helper()
+	database, stopDB, startDB := pgtest.Server(t)
+	f := newFleetOn(t, database, linkDatabase)
+	f.stopDB, f.startDB = stopDB, startDB
+	return f
+}
+
+// newFleetOn is newFleet on a database of the caller. Prepare is called with each control
+// plane before it starts.
+func newFleetOn(t *testing.T, database string, prepare func(*testing.T, *plane)) *fleet {
+	t.Helper()
 	f := &fleet{store: objectstest.StartServer(t)}
 	cfg := controlplane.Defaults()
 	cfg.MetricsListen = ""
-	var database string
-	database, f.stopDB, f.startDB = pgtest.Server(t)
 	cfg.Database.URL = database
 	cfg.Secrets.KeyFiles = []string{filepath.Join(t.TempDir(), "secrets.key")}
 	testkit.Must(t, vault.Create(cfg.Secrets.KeyFiles[0]))
@@ -95,7 +103,7 @@ func newFleet(t *testing.T) *fleet {
 	testkit.Must(t, authority.Create(cfg.Fleet.Authority))
 	key := livetest.MakeKey(t, cfg, slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: logLevel})))
 	for range planes {
-		f.planes = append(f.planes, newPlane(t, cfg, key))
+		f.planes = append(f.planes, newPlane(t, cfg, key, prepare))
 	}
 	f.ready(t)
 	for range hosts {
@@ -104,12 +112,24 @@ func newFleet(t *testing.T) *fleet {
 	return f
 }
 
-// newPlane starts a control plane that reaches the database by a link of its own.
-func newPlane(t *testing.T, cfg controlplane.Config, key string) *plane {
+// newPlane starts a control plane.
+func newPlane(t *testing.T, cfg controlplane.Config, key string, prepare func(*testing.T, *plane)) *plane {
 	t.Helper()
 	p := &plane{cfg: cfg}
 	p.cfg.Listen = testkit.FreeAddress(t)
-	at, err := url.Parse(cfg.Database.URL)
+	prepare(t, p)
+	var err error
+	p.api, err = client.New(client.Config{URL: "http://" + p.cfg.Listen, Key: key})
+	testkit.Must(t, err)
+	p.start(t)
+	t.Cleanup(func() { p.kill(t) })
+	return p
+}
+
+// linkDatabase has a control plane reach the database by its own link.
+func linkDatabase(t *testing.T, p *plane) {
+	t.Helper()
+	at, err := url.Parse(p.cfg.Database.URL)
 	testkit.Must(t, err)
 	query := at.Query()
 	dir := shortDir(t)
@@ -118,11 +138,6 @@ func newPlane(t *testing.T, cfg controlplane.Config, key string) *plane {
 	query.Set("host", dir)
 	at.RawQuery = query.Encode()
 	p.cfg.Database.URL = at.String()
-	p.api, err = client.New(client.Config{URL: "http://" + p.cfg.Listen, Key: key})
-	testkit.Must(t, err)
-	p.start(t)
-	t.Cleanup(func() { p.kill(t) })
-	return p
 }
 
 // shortDir is for sockets: t.TempDir's names are too long for them.

@@ -38,6 +38,13 @@ type user struct {
 	tries map[string]bool
 }
 
+// newUser adds a user to the fleet.
+func (f *fleet) newUser(i int, random *rand.Rand) *user {
+	u := &user{fleet: f, random: random, name: "user " + strconv.Itoa(i), tries: map[string]bool{}}
+	f.users = append(f.users, u)
+	return u
+}
+
 // work uses sandboxes until ctx ends. A call in progress is brought to its end.
 func (u *user) work(t *testing.T, ctx context.Context) { //nolint:revive // t is first in tests
 	t.Helper()

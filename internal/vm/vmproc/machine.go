@@ -42,7 +42,7 @@ func (m *machine) Pause(ctx context.Context) error {
 			return err
 		}
 		select {
-		case <-time.After(time.Millisecond): // nobody tells what is not the parent
+		case <-time.After(time.Millisecond): // the kernel tells only a parent
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

@@ -63,7 +63,7 @@ var _ vm.Driver = (*Driver)(nil)
 // New returns a driver.
 func New(cfg Config) *Driver {
 	// The first use of a process has package os start one, to see what the kernel can. In
-	// the thread of furnish that one would be the first in the PID namespace, which ends
+	// the thread of populate that one would be the first in the PID namespace, which ends
 	// with it.
 	if self, err := os.FindProcess(os.Getpid()); err == nil {
 		_ = self.Release() // never fails
@@ -159,7 +159,7 @@ func (d *Driver) assemble(ctx context.Context, spec vm.Spec, kernel string, memo
 	p, err := launch.Start(launch.Command{
 		Path: d.cfg.Program, Args: d.cfg.Args, Dir: "/", Namespace: spec.Net.Namespace, Files: d.cfg.Files,
 		Env:    append([]string{"PATH=" + bin + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, d.cfg.Env...),
-		Mounts: func() error { return furnish(spec) },
+		Mounts: func() error { return populate(spec) },
 	})
 	if err != nil {
 		return nil, err
@@ -185,9 +185,9 @@ type details struct {
 // detailsKey is where they are in vm.Ref.Private.
 const detailsKey = "details"
 
-// furnish makes what the machine sees at home, in the mount namespace of the calling
+// populate makes what the machine sees at home, in the mount namespace of the calling
 // thread, whose next child is in its own PID namespace.
-func furnish(spec vm.Spec) error {
+func populate(spec vm.Spec) error {
 	if err := unix.Mount("none", home, "tmpfs", 0, "mode=755"); err != nil {
 		return fmt.Errorf("mount %s: %w", home, err)
 	}
