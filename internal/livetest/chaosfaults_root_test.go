@@ -171,7 +171,7 @@ func (f *fleet) lose(t *testing.T, one int) {
 type known struct {
 	model  *model
 	stored bool // it is paused, and in the snapshot store
-	// newest is its newest checkpoint that is in the snapshot store.
+	// newest is its newest checkpoint that is in the snapshot store by its row.
 	newest *saved
 }
 
@@ -213,7 +213,8 @@ func (m *model) knownOn(ctx context.Context, c *client.Client, id string) (*know
 		return nil, err
 	}
 	for _, made := range list.Checkpoints {
-		if at := m.saved(made.ID); at != nil && !made.StoredAt.IsZero() {
+		// The host knows earlier than the row, which is what the loss goes by.
+		if at := m.saved(made.ID); at != nil && !made.StoredAt.IsZero() && !made.StoredAt.After(sb.CheckpointStoredAt) {
 			k.newest = at
 		}
 	}
