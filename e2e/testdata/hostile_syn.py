@@ -22,10 +22,11 @@ def checksum(data):
 
 
 def syn(source, port):
+    sequence = random.getrandbits(32)
     addresses = socket.inet_aton(source) + socket.inet_aton(TARGET)
 
     def segment(check):
-        return struct.pack("!HHIIBBHHH", port, PORT, random.getrandbits(32), 0, 0x50, 2, 1024, check, 0)
+        return struct.pack("!HHIIBBHHH", port, PORT, sequence, 0, 0x50, 2, 1024, check, 0)
 
     def header(check):
         return struct.pack("!BBHHHBBH", 0x45, 0, 40, 1, 0, 64, 6, check) + addresses
