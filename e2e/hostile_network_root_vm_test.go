@@ -50,6 +50,7 @@ func (h *hostile) testSYNFlood(t *testing.T) {
 		defer mu.Unlock()
 		return sources[worldGate]
 	}
+	h.world.listen(t, worldServer+":80") // the kernel accepts
 	path := h.put(t, "hostile_syn.py")
 	began := time.Now()
 	h.attack(t, fmt.Sprintf("setsid python3 %s %s 9 >/dev/null 2>&1 </dev/null &", path, worldServer))
@@ -234,7 +235,12 @@ func (h *hostile) testFreeze(t *testing.T) {
 		before := asked.Load()
 		ended := make(chan error, 1)
 		go func() { ended <- save(t.Context()) }()
-		testkit.WaitUntil(t, "the guest is asked to stop its processes", func() bool { return asked.Load() > before })
+		testkit.WaitUntil(t, "the guest is asked to stop its processes", func() bool {
+			if len(ended) > 0 {
+				t.Fatalf("a %s ended before the guest was asked: %v", what, <-ended)
+			}
+			return asked.Load() > before
+		})
 		h.works(t)
 		testkit.Must(t, h.api.DeleteSandbox(t.Context(), h.id))
 		if err := <-ended; err == nil {

@@ -3,8 +3,8 @@
 It moves the guest's network interface into a namespace where envd is not, and
 listens there at envd's port. Its argument is a URL of the host, to redirect to.
 
-With an address and "hang" it refuses all, but never answers a question to stop the guest's
-processes, and sends a datagram to port 9 of the address when that comes.
+With an address and "hang" it is healthy and refuses all, but never answers a question to stop
+the guest's processes, and sends a datagram to port 9 of the address when that comes.
 """
 
 import gzip
@@ -83,8 +83,10 @@ def main():
 
 
 def hang(conn):
-    if not conn.recv(65536).startswith(b"POST /freeze "):
-        conn.sendall(b"HTTP/1.1 404 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    request = conn.recv(65536)
+    if not request.startswith(b"POST /freeze "):
+        status = b"204 Well" if request.startswith(b"GET /health ") else b"404 No"
+        conn.sendall(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
         conn.close()
         return
     signal = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
