@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wrenn.dev/internal/child"
+	"wrenn.dev/internal/run"
 	"wrenn.dev/internal/testkit"
 )
 
@@ -19,16 +20,21 @@ const parent = "WRENN_TEST_CHILD_PARENT"
 
 func TestMain(m *testing.M) {
 	if path := os.Getenv(parent); path != "" {
-		p, err := child.Start(exec.Command("sleep", "1000"))
-		if err == nil {
-			err = os.WriteFile(path, []byte(strconv.Itoa(p.PID())), 0o600)
-		}
-		if err != nil {
-			os.Exit(1)
-		}
+		run.Main(func(context.Context, []string) error { return startOne(path) })
+	}
+	m.Run()
+}
+
+// startOne starts a child, writes its PID to the file at path, and waits for its end.
+func startOne(path string) error {
+	p, err := child.Start(exec.Command("sleep", "1000"))
+	if err == nil {
+		err = os.WriteFile(path, []byte(strconv.Itoa(p.PID())), 0o600)
+	}
+	if err == nil {
 		<-p.Done()
 	}
-	os.Exit(m.Run())
+	return err
 }
 
 // TestEndsWithItsParent kills a program that has started a child.

@@ -45,7 +45,7 @@ func (p *plane) start(t *testing.T) {
 	testkit.Must(t, err)
 	raw, err := json.Marshal(p.cfg)
 	testkit.Must(t, err)
-	cmd := exec.Command(self) //nolint:noctx // kill ends it
+	cmd := exec.Command(self)
 	cmd.Env = append(os.Environ(), planeConfig+"="+string(raw))
 	cmd.Stderr = t.Output()
 	p.process, err = child.Start(cmd)

@@ -1,6 +1,7 @@
 package testkit
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -71,7 +72,7 @@ func (l *Link) serve(served *sync.WaitGroup) {
 		if err != nil {
 			return // the test has ended
 		}
-		server, err := net.DialTimeout(l.network, l.target, Timeout)
+		server, err := (&net.Dialer{Timeout: Timeout}).DialContext(context.Background(), l.network, l.target)
 		if err != nil || !l.add(client, server) {
 			reset(client)
 			if err == nil {
