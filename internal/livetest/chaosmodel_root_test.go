@@ -111,6 +111,19 @@ func (m *model) saved(id string) *saved {
 	return m.checkpoints[i]
 }
 
+// guess says where the sandbox is that has the sums.
+func (m *model) guess(sums string) string {
+	for _, at := range m.checkpoints {
+		if at.sums() == sums {
+			return "at checkpoint " + at.id
+		}
+	}
+	if m.sums() == sums {
+		return "as it was when the host was lost"
+	}
+	return "at\n" + sums
+}
+
 // found takes the sums that the sandbox has, and returns an error if they are not what is known.
 func (m *model) found(sums string) error {
 	if m.rewound != nil {
@@ -120,7 +133,7 @@ func (m *model) found(sums string) error {
 				return nil
 			}
 		}
-		return fmt.Errorf("after the loss of its host it is at none of its checkpoints from %q on, but at\n%s", m.rewound.id, sums)
+		return fmt.Errorf("after the loss of its host it is at none of its checkpoints from %q on, but %s", m.rewound.id, m.guess(sums))
 	}
 	if want := m.sums(); sums != want {
 		return fmt.Errorf("its memory and disk are\n%snot\n%s", sums, want)
