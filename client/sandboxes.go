@@ -14,7 +14,8 @@ import (
 // State is the state of a sandbox.
 type State string
 
-// The states. Stopped and Failed are final; Sandbox.Reason says why.
+// The states. Stopped and Failed are final, but for RestoreCheckpoint of one that failed;
+// Sandbox.Reason says why.
 const (
 	Pending  State = "pending"
 	Starting State = "starting"
