@@ -28,9 +28,9 @@ setup: ## install missing programs: Go, QEMU, mmdebstrap, PostgreSQL, … (needs
 	@scripts/setup.sh
 
 .PHONY: build
-build: setup ## build bin/: wrenn, control-plane, host-agent, and the guest programs envd and stage0
-	@$(GO_BUILD) -o bin/ ./cmd/envd ./cmd/stage0
-	@$(STAMPED) -o bin/ $(filter-out %/envd %/stage0,$(wildcard ./cmd/*))
+build: setup ## build bin/: wrenn, control-plane, host-agent, and the programs for guests: envd, stage0, mcp-gateway
+	@$(GO_BUILD) -o bin/ ./cmd/envd ./cmd/stage0 ./cmd/mcp-gateway
+	@$(STAMPED) -o bin/ $(filter-out %/envd %/stage0 %/mcp-gateway,$(wildcard ./cmd/*))
 
 # Apart from a "wrenn up" of the user's on this machine, but for the images.
 DEMO := --state /var/lib/wrenn-demo --run /run/wrenn-demo --images /var/lib/wrenn/images --net-range 10.190.0.0/16 --net-prefix wdemo
