@@ -21,9 +21,9 @@ type StoreReferences struct {
 // snapshot store.
 type StoreCollection struct {
 	Team TeamID
-	// Records must be in the store, and keep what they refer to. Others are kept if they
-	// exist.
-	Records, Others []string
+	// Records must be in the store, and keep what they refer to. So do Lost, if they exist.
+	// Others are kept if they exist.
+	Records, Lost, Others []string
 	Through         uint64        // the last round of which objects are deleted
 	MinAge          time.Duration // of what is deleted, by the store's clock
 	DryRun          bool

@@ -28,14 +28,14 @@ func ParseStoreReferences(msg *pb.ListStoreReferencesResponse) wrenn.StoreRefere
 // CollectRequest is the request to delete what nothing needs.
 func CollectRequest(c wrenn.StoreCollection) *pb.CollectStoreRequest {
 	return &pb.CollectStoreRequest{
-		Team: string(c.Team), Records: c.Records, Others: c.Others, ThroughRound: c.Through, MinAgeSec: uint64(seconds(c.MinAge)), DryRun: c.DryRun,
+		Team: string(c.Team), Records: c.Records, Lost: c.Lost, Others: c.Others, ThroughRound: c.Through, MinAgeSec: uint64(seconds(c.MinAge)), DryRun: c.DryRun,
 	}
 }
 
 // ParseCollectRequest reads the request.
 func ParseCollectRequest(msg *pb.CollectStoreRequest) wrenn.StoreCollection {
 	return wrenn.StoreCollection{
-		Team: wrenn.TeamID(msg.GetTeam()), Records: msg.GetRecords(), Others: msg.GetOthers(), Through: msg.GetThroughRound(),
+		Team: wrenn.TeamID(msg.GetTeam()), Records: msg.GetRecords(), Lost: msg.GetLost(), Others: msg.GetOthers(), Through: msg.GetThroughRound(),
 		MinAge: time.Duration(min(msg.GetMinAgeSec(), maxAgeSeconds)) * time.Second, DryRun: msg.GetDryRun(),
 	}
 }

@@ -144,8 +144,8 @@ func (c *core) findNeeded(ctx context.Context, hosts *storeHosts, collection *wr
 		add := func(to *[]string, keys ...string) {
 			*to = append(*to, slices.DeleteFunc(keys, func(key string) bool { return key == "" })...)
 		}
-		if sb.Failed { // what its user or an operator may still look for
-			add(&collection.Others, sb.Checkpoint)
+		if sb.Failed { // it can be restored from that
+			add(&collection.Lost, sb.Checkpoint)
 			continue
 		}
 		add(&collection.Records, sb.Stored, sb.Checkpoint)

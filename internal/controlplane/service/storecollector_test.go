@@ -94,8 +94,8 @@ func TestStoreCollector(t *testing.T) {
 	}
 	slices.Sort(got.Records)
 	slices.Sort(got.Others)
-	if !slices.Equal(got.Records, []string{checkpoint, pause}) || !slices.Equal(got.Others, []string{lost, prefix + "c9.x", prefix + "m1.x"}) {
-		t.Errorf("kept are %v and %v", got.Records, got.Others)
+	if !slices.Equal(got.Records, []string{checkpoint, pause}) || !slices.Equal(got.Lost, []string{lost}) || !slices.Equal(got.Others, []string{prefix + "c9.x", prefix + "m1.x"}) {
+		t.Errorf("kept are %+v", got)
 	}
 	oldest.Store(1 << 40)
 	if got := seen.until(t); got.Through < 3 {

@@ -58,7 +58,7 @@ func (m *Manager) CollectStore(ctx context.Context, c wrenn.StoreCollection) (wr
 		return wrenn.StoreCollected{}, wrenn.Errorf(wrenn.FailedPrecondition, "this host has no snapshot store: set store.url of its agent")
 	}
 	got, err := m.archive.Collect(ctx, string(c.Team), archive.Needed{
-		Records: c.Records, Others: c.Others, References: journal.ReferencesOf,
+		Records: c.Records, Lost: c.Lost, Others: c.Others, References: journal.ReferencesOf,
 	}, archive.Limits{Through: c.Through, Before: time.Now().Add(-c.MinAge), Most: maxCollected, DryRun: c.DryRun})
 	out := wrenn.StoreCollected{Objects: got.Deleted, Bytes: got.Bytes, YoungObjects: got.Young, YoungBytes: got.YoungBytes, More: got.More}
 	for _, o := range got.Objects {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -28,6 +29,8 @@ type Needed struct {
 	// Records must exist: those that the database names. What their states refer to is
 	// kept, too.
 	Records []string
+	// Lost are kept if they exist, with what their states refer to.
+	Lost []string
 	// Others are kept if they exist, with their layers.
 	Others []string
 	// References returns the keys that the state of a record refers to.
@@ -90,9 +93,9 @@ type collection struct {
 
 // mark finds the keys that are kept.
 func (c *collection) mark(ctx context.Context, needed Needed) error {
-	others := needed.Others
+	others := slices.Clone(needed.Others)
 	var mu sync.Mutex
-	err := c.each(ctx, needed.Records, func(ctx context.Context, key string) error {
+	follow := func(ctx context.Context, key string) error {
 		rec, err := c.markRecord(ctx, key)
 		if err != nil {
 			return err
@@ -105,17 +108,27 @@ func (c *collection) mark(ctx context.Context, needed Needed) error {
 		defer mu.Unlock()
 		others = append(others, keys...)
 		return err
-	})
+	}
+	if err := c.each(ctx, needed.Records, follow); err != nil {
+		return err
+	}
+	err := c.each(ctx, needed.Lost, func(ctx context.Context, key string) error { return unlessUseless(follow(ctx, key)) })
 	if err != nil {
 		return err
 	}
 	return c.each(ctx, others, func(ctx context.Context, key string) error {
 		_, err := c.markRecord(ctx, key)
-		if wrenn.CodeOf(err) == wrenn.NotFound || errors.Is(err, errDamaged) { // it cannot be used, so its layers are not needed
-			return nil
-		}
-		return err
+		return unlessUseless(err)
 	})
+}
+
+// unlessUseless returns the error of a record, unless that cannot be used: then its layers
+// are not needed.
+func unlessUseless(err error) error {
+	if wrenn.CodeOf(err) == wrenn.NotFound || errors.Is(err, errDamaged) {
+		return nil
+	}
+	return err
 }
 
 // each calls f for each key once, several at a time.

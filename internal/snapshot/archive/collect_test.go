@@ -240,6 +240,10 @@ func TestCollectKeeps(t *testing.T) {
 	}
 	damaged := "teams/" + team + "/snapshots/d1." + strings.Repeat("0", 64)
 	objectstest.Put(t, s, damaged, "{")
+	kept, err := collect(Needed{Records: []string{stored["p1"].Key}, Lost: []string{missing, damaged, stored["c2"].Key, stored["s9"].Key}})
+	if err != nil || kept.Deleted != 0 {
+		t.Errorf("deleted are %+v, %v; want nothing: c1 is named by what was lost", kept, err)
+	}
 	got, err := collect(Needed{Records: []string{stored["p1"].Key}, Others: []string{stored["s9"].Key, missing, damaged}})
 	if err != nil || got.Deleted != 3 || got.Objects[0].Key != stored["c1"].Key {
 		t.Errorf("deleted are %+v, %v; want c1, which only a checkpoint names", got, err)

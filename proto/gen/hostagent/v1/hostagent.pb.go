@@ -3745,7 +3745,9 @@ type CollectStoreRequest struct {
 	// How long ago an object must have been written.
 	MinAgeSec uint64 `protobuf:"varint,5,opt,name=min_age_sec,json=minAgeSec,proto3" json:"min_age_sec,omitempty"`
 	// Deletes nothing, and says what would be deleted.
-	DryRun        bool `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	DryRun bool `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Records that are kept if they exist, with what they refer to.
+	Lost          []string `protobuf:"bytes,7,rep,name=lost,proto3" json:"lost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3820,6 +3822,13 @@ func (x *CollectStoreRequest) GetDryRun() bool {
 		return x.DryRun
 	}
 	return false
+}
+
+func (x *CollectStoreRequest) GetLost() []string {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
 }
 
 type CollectStoreResponse struct {
@@ -4750,6 +4759,121 @@ func (x *ForkSandboxResponse) GetCheckpointId() string {
 	return ""
 }
 
+type CopyCheckpointRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its template is that of the other sandbox, and is not needed.
+	Sandbox *CreateSandboxRequest `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	// The other sandbox, of the same team.
+	ParentId     string `protobuf:"bytes,2,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
+	CheckpointId string `protobuf:"bytes,3,opt,name=checkpoint_id,json=checkpointId,proto3" json:"checkpoint_id,omitempty"`
+	// Checkpoint.stored_key.
+	Key           string `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CopyCheckpointRequest) Reset() {
+	*x = CopyCheckpointRequest{}
+	mi := &file_v1_hostagent_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CopyCheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CopyCheckpointRequest) ProtoMessage() {}
+
+func (x *CopyCheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CopyCheckpointRequest.ProtoReflect.Descriptor instead.
+func (*CopyCheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *CopyCheckpointRequest) GetSandbox() *CreateSandboxRequest {
+	if x != nil {
+		return x.Sandbox
+	}
+	return nil
+}
+
+func (x *CopyCheckpointRequest) GetParentId() string {
+	if x != nil {
+		return x.ParentId
+	}
+	return ""
+}
+
+func (x *CopyCheckpointRequest) GetCheckpointId() string {
+	if x != nil {
+		return x.CheckpointId
+	}
+	return ""
+}
+
+func (x *CopyCheckpointRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+type CopyCheckpointResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sandbox       *CreateSandboxResponse `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CopyCheckpointResponse) Reset() {
+	*x = CopyCheckpointResponse{}
+	mi := &file_v1_hostagent_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CopyCheckpointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CopyCheckpointResponse) ProtoMessage() {}
+
+func (x *CopyCheckpointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CopyCheckpointResponse.ProtoReflect.Descriptor instead.
+func (*CopyCheckpointResponse) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *CopyCheckpointResponse) GetSandbox() *CreateSandboxResponse {
+	if x != nil {
+		return x.Sandbox
+	}
+	return nil
+}
+
 type ForkResult struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
@@ -4762,7 +4886,7 @@ type ForkResult struct {
 
 func (x *ForkResult) Reset() {
 	*x = ForkResult{}
-	mi := &file_v1_hostagent_proto_msgTypes[64]
+	mi := &file_v1_hostagent_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4774,7 +4898,7 @@ func (x *ForkResult) String() string {
 func (*ForkResult) ProtoMessage() {}
 
 func (x *ForkResult) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[64]
+	mi := &file_v1_hostagent_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4787,7 +4911,7 @@ func (x *ForkResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkResult.ProtoReflect.Descriptor instead.
 func (*ForkResult) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{64}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ForkResult) GetSandboxId() string {
@@ -4833,7 +4957,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_v1_hostagent_proto_msgTypes[65]
+	mi := &file_v1_hostagent_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4845,7 +4969,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[65]
+	mi := &file_v1_hostagent_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4858,7 +4982,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{65}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Checkpoint) GetId() string {
@@ -4929,7 +5053,7 @@ type CreateCheckpointRequest struct {
 
 func (x *CreateCheckpointRequest) Reset() {
 	*x = CreateCheckpointRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[66]
+	mi := &file_v1_hostagent_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4941,7 +5065,7 @@ func (x *CreateCheckpointRequest) String() string {
 func (*CreateCheckpointRequest) ProtoMessage() {}
 
 func (x *CreateCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[66]
+	mi := &file_v1_hostagent_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4954,7 +5078,7 @@ func (x *CreateCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*CreateCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{66}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *CreateCheckpointRequest) GetSandboxId() string {
@@ -4987,7 +5111,7 @@ type CreateCheckpointResponse struct {
 
 func (x *CreateCheckpointResponse) Reset() {
 	*x = CreateCheckpointResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[67]
+	mi := &file_v1_hostagent_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4999,7 +5123,7 @@ func (x *CreateCheckpointResponse) String() string {
 func (*CreateCheckpointResponse) ProtoMessage() {}
 
 func (x *CreateCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[67]
+	mi := &file_v1_hostagent_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5012,7 +5136,7 @@ func (x *CreateCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*CreateCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{67}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *CreateCheckpointResponse) GetCheckpoint() *Checkpoint {
@@ -5031,7 +5155,7 @@ type ListCheckpointsRequest struct {
 
 func (x *ListCheckpointsRequest) Reset() {
 	*x = ListCheckpointsRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[68]
+	mi := &file_v1_hostagent_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5043,7 +5167,7 @@ func (x *ListCheckpointsRequest) String() string {
 func (*ListCheckpointsRequest) ProtoMessage() {}
 
 func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[68]
+	mi := &file_v1_hostagent_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5056,7 +5180,7 @@ func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{68}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ListCheckpointsRequest) GetSandboxId() string {
@@ -5077,7 +5201,7 @@ type ListCheckpointsResponse struct {
 
 func (x *ListCheckpointsResponse) Reset() {
 	*x = ListCheckpointsResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[69]
+	mi := &file_v1_hostagent_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5089,7 +5213,7 @@ func (x *ListCheckpointsResponse) String() string {
 func (*ListCheckpointsResponse) ProtoMessage() {}
 
 func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[69]
+	mi := &file_v1_hostagent_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5102,7 +5226,7 @@ func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{69}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ListCheckpointsResponse) GetCheckpoints() []*Checkpoint {
@@ -5129,7 +5253,7 @@ type RestoreCheckpointRequest struct {
 
 func (x *RestoreCheckpointRequest) Reset() {
 	*x = RestoreCheckpointRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[70]
+	mi := &file_v1_hostagent_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5141,7 +5265,7 @@ func (x *RestoreCheckpointRequest) String() string {
 func (*RestoreCheckpointRequest) ProtoMessage() {}
 
 func (x *RestoreCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[70]
+	mi := &file_v1_hostagent_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5154,7 +5278,7 @@ func (x *RestoreCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*RestoreCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{70}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *RestoreCheckpointRequest) GetSandboxId() string {
@@ -5179,7 +5303,7 @@ type RestoreCheckpointResponse struct {
 
 func (x *RestoreCheckpointResponse) Reset() {
 	*x = RestoreCheckpointResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[71]
+	mi := &file_v1_hostagent_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5191,7 +5315,7 @@ func (x *RestoreCheckpointResponse) String() string {
 func (*RestoreCheckpointResponse) ProtoMessage() {}
 
 func (x *RestoreCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[71]
+	mi := &file_v1_hostagent_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5204,7 +5328,7 @@ func (x *RestoreCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*RestoreCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{71}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{73}
 }
 
 type DeleteCheckpointRequest struct {
@@ -5217,7 +5341,7 @@ type DeleteCheckpointRequest struct {
 
 func (x *DeleteCheckpointRequest) Reset() {
 	*x = DeleteCheckpointRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[72]
+	mi := &file_v1_hostagent_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5229,7 +5353,7 @@ func (x *DeleteCheckpointRequest) String() string {
 func (*DeleteCheckpointRequest) ProtoMessage() {}
 
 func (x *DeleteCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[72]
+	mi := &file_v1_hostagent_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5242,7 +5366,7 @@ func (x *DeleteCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*DeleteCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{72}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *DeleteCheckpointRequest) GetSandboxId() string {
@@ -5267,7 +5391,7 @@ type DeleteCheckpointResponse struct {
 
 func (x *DeleteCheckpointResponse) Reset() {
 	*x = DeleteCheckpointResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[73]
+	mi := &file_v1_hostagent_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5279,7 +5403,7 @@ func (x *DeleteCheckpointResponse) String() string {
 func (*DeleteCheckpointResponse) ProtoMessage() {}
 
 func (x *DeleteCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[73]
+	mi := &file_v1_hostagent_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5292,7 +5416,7 @@ func (x *DeleteCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*DeleteCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{73}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{75}
 }
 
 type ExtendSandboxRequest struct {
@@ -5306,7 +5430,7 @@ type ExtendSandboxRequest struct {
 
 func (x *ExtendSandboxRequest) Reset() {
 	*x = ExtendSandboxRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[74]
+	mi := &file_v1_hostagent_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5318,7 +5442,7 @@ func (x *ExtendSandboxRequest) String() string {
 func (*ExtendSandboxRequest) ProtoMessage() {}
 
 func (x *ExtendSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[74]
+	mi := &file_v1_hostagent_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5331,7 +5455,7 @@ func (x *ExtendSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendSandboxRequest.ProtoReflect.Descriptor instead.
 func (*ExtendSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{74}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ExtendSandboxRequest) GetSandboxId() string {
@@ -5356,7 +5480,7 @@ type ExtendSandboxResponse struct {
 
 func (x *ExtendSandboxResponse) Reset() {
 	*x = ExtendSandboxResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[75]
+	mi := &file_v1_hostagent_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5368,7 +5492,7 @@ func (x *ExtendSandboxResponse) String() string {
 func (*ExtendSandboxResponse) ProtoMessage() {}
 
 func (x *ExtendSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[75]
+	mi := &file_v1_hostagent_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5381,7 +5505,7 @@ func (x *ExtendSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendSandboxResponse.ProtoReflect.Descriptor instead.
 func (*ExtendSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{75}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{77}
 }
 
 type SetNetworkPolicyRequest struct {
@@ -5396,7 +5520,7 @@ type SetNetworkPolicyRequest struct {
 
 func (x *SetNetworkPolicyRequest) Reset() {
 	*x = SetNetworkPolicyRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[76]
+	mi := &file_v1_hostagent_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5408,7 +5532,7 @@ func (x *SetNetworkPolicyRequest) String() string {
 func (*SetNetworkPolicyRequest) ProtoMessage() {}
 
 func (x *SetNetworkPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[76]
+	mi := &file_v1_hostagent_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5421,7 +5545,7 @@ func (x *SetNetworkPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNetworkPolicyRequest.ProtoReflect.Descriptor instead.
 func (*SetNetworkPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{76}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *SetNetworkPolicyRequest) GetSandboxId() string {
@@ -5455,7 +5579,7 @@ type SetNetworkPolicyResponse struct {
 
 func (x *SetNetworkPolicyResponse) Reset() {
 	*x = SetNetworkPolicyResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[77]
+	mi := &file_v1_hostagent_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5467,7 +5591,7 @@ func (x *SetNetworkPolicyResponse) String() string {
 func (*SetNetworkPolicyResponse) ProtoMessage() {}
 
 func (x *SetNetworkPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[77]
+	mi := &file_v1_hostagent_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5480,7 +5604,7 @@ func (x *SetNetworkPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNetworkPolicyResponse.ProtoReflect.Descriptor instead.
 func (*SetNetworkPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{77}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *SetNetworkPolicyResponse) GetKnowsProxies() bool {
@@ -5503,7 +5627,7 @@ type ReadEgressRequest struct {
 
 func (x *ReadEgressRequest) Reset() {
 	*x = ReadEgressRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[78]
+	mi := &file_v1_hostagent_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5515,7 +5639,7 @@ func (x *ReadEgressRequest) String() string {
 func (*ReadEgressRequest) ProtoMessage() {}
 
 func (x *ReadEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[78]
+	mi := &file_v1_hostagent_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5528,7 +5652,7 @@ func (x *ReadEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEgressRequest.ProtoReflect.Descriptor instead.
 func (*ReadEgressRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{78}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ReadEgressRequest) GetSandboxId() string {
@@ -5563,7 +5687,7 @@ type ReadEgressResponse struct {
 
 func (x *ReadEgressResponse) Reset() {
 	*x = ReadEgressResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[79]
+	mi := &file_v1_hostagent_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5575,7 +5699,7 @@ func (x *ReadEgressResponse) String() string {
 func (*ReadEgressResponse) ProtoMessage() {}
 
 func (x *ReadEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[79]
+	mi := &file_v1_hostagent_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5588,7 +5712,7 @@ func (x *ReadEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEgressResponse.ProtoReflect.Descriptor instead.
 func (*ReadEgressResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{79}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *ReadEgressResponse) GetEvents() []*EgressEvent {
@@ -5630,7 +5754,7 @@ type EgressEvent struct {
 
 func (x *EgressEvent) Reset() {
 	*x = EgressEvent{}
-	mi := &file_v1_hostagent_proto_msgTypes[80]
+	mi := &file_v1_hostagent_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5642,7 +5766,7 @@ func (x *EgressEvent) String() string {
 func (*EgressEvent) ProtoMessage() {}
 
 func (x *EgressEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[80]
+	mi := &file_v1_hostagent_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5655,7 +5779,7 @@ func (x *EgressEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressEvent.ProtoReflect.Descriptor instead.
 func (*EgressEvent) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{80}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *EgressEvent) GetSeq() uint64 {
@@ -5755,7 +5879,7 @@ type ExplainEgressRequest struct {
 
 func (x *ExplainEgressRequest) Reset() {
 	*x = ExplainEgressRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[81]
+	mi := &file_v1_hostagent_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5767,7 +5891,7 @@ func (x *ExplainEgressRequest) String() string {
 func (*ExplainEgressRequest) ProtoMessage() {}
 
 func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[81]
+	mi := &file_v1_hostagent_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5780,7 +5904,7 @@ func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressRequest.ProtoReflect.Descriptor instead.
 func (*ExplainEgressRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{81}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ExplainEgressRequest) GetSandboxId() string {
@@ -5818,7 +5942,7 @@ type ExplainEgressResponse struct {
 
 func (x *ExplainEgressResponse) Reset() {
 	*x = ExplainEgressResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[82]
+	mi := &file_v1_hostagent_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5830,7 +5954,7 @@ func (x *ExplainEgressResponse) String() string {
 func (*ExplainEgressResponse) ProtoMessage() {}
 
 func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[82]
+	mi := &file_v1_hostagent_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5843,7 +5967,7 @@ func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressResponse.ProtoReflect.Descriptor instead.
 func (*ExplainEgressResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{82}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ExplainEgressResponse) GetAllowed() bool {
@@ -5893,7 +6017,7 @@ type EgressAddress struct {
 
 func (x *EgressAddress) Reset() {
 	*x = EgressAddress{}
-	mi := &file_v1_hostagent_proto_msgTypes[83]
+	mi := &file_v1_hostagent_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5905,7 +6029,7 @@ func (x *EgressAddress) String() string {
 func (*EgressAddress) ProtoMessage() {}
 
 func (x *EgressAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[83]
+	mi := &file_v1_hostagent_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5918,7 +6042,7 @@ func (x *EgressAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressAddress.ProtoReflect.Descriptor instead.
 func (*EgressAddress) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{83}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *EgressAddress) GetAddress() string {
@@ -5961,7 +6085,7 @@ type ReadMetricsRequest struct {
 
 func (x *ReadMetricsRequest) Reset() {
 	*x = ReadMetricsRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[84]
+	mi := &file_v1_hostagent_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5973,7 +6097,7 @@ func (x *ReadMetricsRequest) String() string {
 func (*ReadMetricsRequest) ProtoMessage() {}
 
 func (x *ReadMetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[84]
+	mi := &file_v1_hostagent_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5986,7 +6110,7 @@ func (x *ReadMetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMetricsRequest.ProtoReflect.Descriptor instead.
 func (*ReadMetricsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{84}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *ReadMetricsRequest) GetSandboxId() string {
@@ -6019,7 +6143,7 @@ type ReadMetricsResponse struct {
 
 func (x *ReadMetricsResponse) Reset() {
 	*x = ReadMetricsResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[85]
+	mi := &file_v1_hostagent_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6031,7 +6155,7 @@ func (x *ReadMetricsResponse) String() string {
 func (*ReadMetricsResponse) ProtoMessage() {}
 
 func (x *ReadMetricsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[85]
+	mi := &file_v1_hostagent_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6044,7 +6168,7 @@ func (x *ReadMetricsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMetricsResponse.ProtoReflect.Descriptor instead.
 func (*ReadMetricsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{85}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *ReadMetricsResponse) GetSamples() []*MetricsSample {
@@ -6072,7 +6196,7 @@ type MetricsSample struct {
 
 func (x *MetricsSample) Reset() {
 	*x = MetricsSample{}
-	mi := &file_v1_hostagent_proto_msgTypes[86]
+	mi := &file_v1_hostagent_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6084,7 +6208,7 @@ func (x *MetricsSample) String() string {
 func (*MetricsSample) ProtoMessage() {}
 
 func (x *MetricsSample) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[86]
+	mi := &file_v1_hostagent_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6097,7 +6221,7 @@ func (x *MetricsSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetricsSample.ProtoReflect.Descriptor instead.
 func (*MetricsSample) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{86}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *MetricsSample) GetAtUnix() int64 {
@@ -6164,7 +6288,7 @@ type ListSandboxesRequest struct {
 
 func (x *ListSandboxesRequest) Reset() {
 	*x = ListSandboxesRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[87]
+	mi := &file_v1_hostagent_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6176,7 +6300,7 @@ func (x *ListSandboxesRequest) String() string {
 func (*ListSandboxesRequest) ProtoMessage() {}
 
 func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[87]
+	mi := &file_v1_hostagent_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6189,7 +6313,7 @@ func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesRequest.ProtoReflect.Descriptor instead.
 func (*ListSandboxesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{87}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{89}
 }
 
 type ListSandboxesResponse struct {
@@ -6204,7 +6328,7 @@ type ListSandboxesResponse struct {
 
 func (x *ListSandboxesResponse) Reset() {
 	*x = ListSandboxesResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[88]
+	mi := &file_v1_hostagent_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6216,7 +6340,7 @@ func (x *ListSandboxesResponse) String() string {
 func (*ListSandboxesResponse) ProtoMessage() {}
 
 func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[88]
+	mi := &file_v1_hostagent_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6229,7 +6353,7 @@ func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesResponse.ProtoReflect.Descriptor instead.
 func (*ListSandboxesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{88}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ListSandboxesResponse) GetSandboxes() []*SandboxInfo {
@@ -6297,7 +6421,7 @@ type SandboxInfo struct {
 
 func (x *SandboxInfo) Reset() {
 	*x = SandboxInfo{}
-	mi := &file_v1_hostagent_proto_msgTypes[89]
+	mi := &file_v1_hostagent_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6309,7 +6433,7 @@ func (x *SandboxInfo) String() string {
 func (*SandboxInfo) ProtoMessage() {}
 
 func (x *SandboxInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[89]
+	mi := &file_v1_hostagent_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6322,7 +6446,7 @@ func (x *SandboxInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxInfo.ProtoReflect.Descriptor instead.
 func (*SandboxInfo) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{89}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *SandboxInfo) GetSandboxId() string {
@@ -6507,7 +6631,7 @@ type Unresponsive struct {
 
 func (x *Unresponsive) Reset() {
 	*x = Unresponsive{}
-	mi := &file_v1_hostagent_proto_msgTypes[90]
+	mi := &file_v1_hostagent_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6519,7 +6643,7 @@ func (x *Unresponsive) String() string {
 func (*Unresponsive) ProtoMessage() {}
 
 func (x *Unresponsive) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[90]
+	mi := &file_v1_hostagent_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6532,7 +6656,7 @@ func (x *Unresponsive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unresponsive.ProtoReflect.Descriptor instead.
 func (*Unresponsive) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{90}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *Unresponsive) GetSince() *timestamppb.Timestamp {
@@ -6557,7 +6681,7 @@ type WatchSandboxesRequest struct {
 
 func (x *WatchSandboxesRequest) Reset() {
 	*x = WatchSandboxesRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[91]
+	mi := &file_v1_hostagent_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6569,7 +6693,7 @@ func (x *WatchSandboxesRequest) String() string {
 func (*WatchSandboxesRequest) ProtoMessage() {}
 
 func (x *WatchSandboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[91]
+	mi := &file_v1_hostagent_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6582,7 +6706,7 @@ func (x *WatchSandboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchSandboxesRequest.ProtoReflect.Descriptor instead.
 func (*WatchSandboxesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{91}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{93}
 }
 
 // Something changed without a call that asked for it.
@@ -6596,7 +6720,7 @@ type WatchSandboxesResponse struct {
 
 func (x *WatchSandboxesResponse) Reset() {
 	*x = WatchSandboxesResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[92]
+	mi := &file_v1_hostagent_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6608,7 +6732,7 @@ func (x *WatchSandboxesResponse) String() string {
 func (*WatchSandboxesResponse) ProtoMessage() {}
 
 func (x *WatchSandboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[92]
+	mi := &file_v1_hostagent_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6621,7 +6745,7 @@ func (x *WatchSandboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchSandboxesResponse.ProtoReflect.Descriptor instead.
 func (*WatchSandboxesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{92}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *WatchSandboxesResponse) GetKeepalive() bool {
@@ -6651,7 +6775,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[93]
+	mi := &file_v1_hostagent_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6663,7 +6787,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[93]
+	mi := &file_v1_hostagent_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6676,7 +6800,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{93}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *ExecRequest) GetSandboxId() string {
@@ -6759,7 +6883,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[94]
+	mi := &file_v1_hostagent_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6771,7 +6895,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[94]
+	mi := &file_v1_hostagent_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6784,7 +6908,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{94}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ExecResponse) GetStdout() []byte {
@@ -6854,7 +6978,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_v1_hostagent_proto_msgTypes[95]
+	mi := &file_v1_hostagent_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6866,7 +6990,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[95]
+	mi := &file_v1_hostagent_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6879,7 +7003,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{95}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ExecStart) GetSandboxId() string {
@@ -6974,7 +7098,7 @@ type ExecAttach struct {
 
 func (x *ExecAttach) Reset() {
 	*x = ExecAttach{}
-	mi := &file_v1_hostagent_proto_msgTypes[96]
+	mi := &file_v1_hostagent_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6986,7 +7110,7 @@ func (x *ExecAttach) String() string {
 func (*ExecAttach) ProtoMessage() {}
 
 func (x *ExecAttach) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[96]
+	mi := &file_v1_hostagent_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6999,7 +7123,7 @@ func (x *ExecAttach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecAttach.ProtoReflect.Descriptor instead.
 func (*ExecAttach) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{96}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ExecAttach) GetSandboxId() string {
@@ -7047,7 +7171,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_v1_hostagent_proto_msgTypes[97]
+	mi := &file_v1_hostagent_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7059,7 +7183,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[97]
+	mi := &file_v1_hostagent_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7072,7 +7196,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{97}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *TerminalSize) GetCols() uint32 {
@@ -7108,7 +7232,7 @@ type ExecStreamRequest struct {
 
 func (x *ExecStreamRequest) Reset() {
 	*x = ExecStreamRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[98]
+	mi := &file_v1_hostagent_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7120,7 +7244,7 @@ func (x *ExecStreamRequest) String() string {
 func (*ExecStreamRequest) ProtoMessage() {}
 
 func (x *ExecStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[98]
+	mi := &file_v1_hostagent_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7133,7 +7257,7 @@ func (x *ExecStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStreamRequest.ProtoReflect.Descriptor instead.
 func (*ExecStreamRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{98}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *ExecStreamRequest) GetEvent() isExecStreamRequest_Event {
@@ -7290,7 +7414,7 @@ type ExecStreamResponse struct {
 
 func (x *ExecStreamResponse) Reset() {
 	*x = ExecStreamResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[99]
+	mi := &file_v1_hostagent_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7302,7 +7426,7 @@ func (x *ExecStreamResponse) String() string {
 func (*ExecStreamResponse) ProtoMessage() {}
 
 func (x *ExecStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[99]
+	mi := &file_v1_hostagent_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7315,7 +7439,7 @@ func (x *ExecStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStreamResponse.ProtoReflect.Descriptor instead.
 func (*ExecStreamResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{99}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *ExecStreamResponse) GetEvent() isExecStreamResponse_Event {
@@ -7457,7 +7581,7 @@ type ExecStarted struct {
 
 func (x *ExecStarted) Reset() {
 	*x = ExecStarted{}
-	mi := &file_v1_hostagent_proto_msgTypes[100]
+	mi := &file_v1_hostagent_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7469,7 +7593,7 @@ func (x *ExecStarted) String() string {
 func (*ExecStarted) ProtoMessage() {}
 
 func (x *ExecStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[100]
+	mi := &file_v1_hostagent_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7482,7 +7606,7 @@ func (x *ExecStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
 func (*ExecStarted) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{100}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *ExecStarted) GetPid() uint32 {
@@ -7524,7 +7648,7 @@ type ExecExit struct {
 
 func (x *ExecExit) Reset() {
 	*x = ExecExit{}
-	mi := &file_v1_hostagent_proto_msgTypes[101]
+	mi := &file_v1_hostagent_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7536,7 +7660,7 @@ func (x *ExecExit) String() string {
 func (*ExecExit) ProtoMessage() {}
 
 func (x *ExecExit) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[101]
+	mi := &file_v1_hostagent_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7549,7 +7673,7 @@ func (x *ExecExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecExit.ProtoReflect.Descriptor instead.
 func (*ExecExit) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{101}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *ExecExit) GetExitCode() int32 {
@@ -7584,7 +7708,7 @@ type SignalProcessRequest struct {
 
 func (x *SignalProcessRequest) Reset() {
 	*x = SignalProcessRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[102]
+	mi := &file_v1_hostagent_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7596,7 +7720,7 @@ func (x *SignalProcessRequest) String() string {
 func (*SignalProcessRequest) ProtoMessage() {}
 
 func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[102]
+	mi := &file_v1_hostagent_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7609,7 +7733,7 @@ func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessRequest.ProtoReflect.Descriptor instead.
 func (*SignalProcessRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{102}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *SignalProcessRequest) GetSandboxId() string {
@@ -7641,7 +7765,7 @@ type SignalProcessResponse struct {
 
 func (x *SignalProcessResponse) Reset() {
 	*x = SignalProcessResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[103]
+	mi := &file_v1_hostagent_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7653,7 +7777,7 @@ func (x *SignalProcessResponse) String() string {
 func (*SignalProcessResponse) ProtoMessage() {}
 
 func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[103]
+	mi := &file_v1_hostagent_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7666,7 +7790,7 @@ func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessResponse.ProtoReflect.Descriptor instead.
 func (*SignalProcessResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{103}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{105}
 }
 
 type WriteFileRequest struct {
@@ -7681,7 +7805,7 @@ type WriteFileRequest struct {
 
 func (x *WriteFileRequest) Reset() {
 	*x = WriteFileRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[104]
+	mi := &file_v1_hostagent_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7693,7 +7817,7 @@ func (x *WriteFileRequest) String() string {
 func (*WriteFileRequest) ProtoMessage() {}
 
 func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[104]
+	mi := &file_v1_hostagent_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7706,7 +7830,7 @@ func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileRequest.ProtoReflect.Descriptor instead.
 func (*WriteFileRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{104}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *WriteFileRequest) GetSandboxId() string {
@@ -7745,7 +7869,7 @@ type WriteFileResponse struct {
 
 func (x *WriteFileResponse) Reset() {
 	*x = WriteFileResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[105]
+	mi := &file_v1_hostagent_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7757,7 +7881,7 @@ func (x *WriteFileResponse) String() string {
 func (*WriteFileResponse) ProtoMessage() {}
 
 func (x *WriteFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[105]
+	mi := &file_v1_hostagent_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7770,7 +7894,7 @@ func (x *WriteFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileResponse.ProtoReflect.Descriptor instead.
 func (*WriteFileResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{105}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{107}
 }
 
 type ReadFileRequest struct {
@@ -7784,7 +7908,7 @@ type ReadFileRequest struct {
 
 func (x *ReadFileRequest) Reset() {
 	*x = ReadFileRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[106]
+	mi := &file_v1_hostagent_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7796,7 +7920,7 @@ func (x *ReadFileRequest) String() string {
 func (*ReadFileRequest) ProtoMessage() {}
 
 func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[106]
+	mi := &file_v1_hostagent_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7809,7 +7933,7 @@ func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileRequest.ProtoReflect.Descriptor instead.
 func (*ReadFileRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{106}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *ReadFileRequest) GetSandboxId() string {
@@ -7842,7 +7966,7 @@ type ReadFileResponse struct {
 
 func (x *ReadFileResponse) Reset() {
 	*x = ReadFileResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[107]
+	mi := &file_v1_hostagent_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7854,7 +7978,7 @@ func (x *ReadFileResponse) String() string {
 func (*ReadFileResponse) ProtoMessage() {}
 
 func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[107]
+	mi := &file_v1_hostagent_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7867,7 +7991,7 @@ func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileResponse.ProtoReflect.Descriptor instead.
 func (*ReadFileResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{107}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *ReadFileResponse) GetContent() []byte {
@@ -7891,7 +8015,7 @@ type WriteFileStreamRequest struct {
 
 func (x *WriteFileStreamRequest) Reset() {
 	*x = WriteFileStreamRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[108]
+	mi := &file_v1_hostagent_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7903,7 +8027,7 @@ func (x *WriteFileStreamRequest) String() string {
 func (*WriteFileStreamRequest) ProtoMessage() {}
 
 func (x *WriteFileStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[108]
+	mi := &file_v1_hostagent_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7916,7 +8040,7 @@ func (x *WriteFileStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileStreamRequest.ProtoReflect.Descriptor instead.
 func (*WriteFileStreamRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{108}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *WriteFileStreamRequest) GetPart() isWriteFileStreamRequest_Part {
@@ -7987,7 +8111,7 @@ type WriteFileMeta struct {
 
 func (x *WriteFileMeta) Reset() {
 	*x = WriteFileMeta{}
-	mi := &file_v1_hostagent_proto_msgTypes[109]
+	mi := &file_v1_hostagent_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7999,7 +8123,7 @@ func (x *WriteFileMeta) String() string {
 func (*WriteFileMeta) ProtoMessage() {}
 
 func (x *WriteFileMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[109]
+	mi := &file_v1_hostagent_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8012,7 +8136,7 @@ func (x *WriteFileMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileMeta.ProtoReflect.Descriptor instead.
 func (*WriteFileMeta) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{109}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *WriteFileMeta) GetSandboxId() string {
@@ -8044,7 +8168,7 @@ type WriteFileStreamResponse struct {
 
 func (x *WriteFileStreamResponse) Reset() {
 	*x = WriteFileStreamResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[110]
+	mi := &file_v1_hostagent_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8056,7 +8180,7 @@ func (x *WriteFileStreamResponse) String() string {
 func (*WriteFileStreamResponse) ProtoMessage() {}
 
 func (x *WriteFileStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[110]
+	mi := &file_v1_hostagent_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8069,7 +8193,7 @@ func (x *WriteFileStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileStreamResponse.ProtoReflect.Descriptor instead.
 func (*WriteFileStreamResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{110}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{112}
 }
 
 type ReadFileStreamRequest struct {
@@ -8083,7 +8207,7 @@ type ReadFileStreamRequest struct {
 
 func (x *ReadFileStreamRequest) Reset() {
 	*x = ReadFileStreamRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[111]
+	mi := &file_v1_hostagent_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8095,7 +8219,7 @@ func (x *ReadFileStreamRequest) String() string {
 func (*ReadFileStreamRequest) ProtoMessage() {}
 
 func (x *ReadFileStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[111]
+	mi := &file_v1_hostagent_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8108,7 +8232,7 @@ func (x *ReadFileStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileStreamRequest.ProtoReflect.Descriptor instead.
 func (*ReadFileStreamRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{111}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *ReadFileStreamRequest) GetSandboxId() string {
@@ -8141,7 +8265,7 @@ type ReadFileStreamResponse struct {
 
 func (x *ReadFileStreamResponse) Reset() {
 	*x = ReadFileStreamResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[112]
+	mi := &file_v1_hostagent_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8153,7 +8277,7 @@ func (x *ReadFileStreamResponse) String() string {
 func (*ReadFileStreamResponse) ProtoMessage() {}
 
 func (x *ReadFileStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[112]
+	mi := &file_v1_hostagent_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8166,7 +8290,7 @@ func (x *ReadFileStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileStreamResponse.ProtoReflect.Descriptor instead.
 func (*ReadFileStreamResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{112}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *ReadFileStreamResponse) GetChunk() []byte {
@@ -8187,7 +8311,7 @@ type ReadConsoleRequest struct {
 
 func (x *ReadConsoleRequest) Reset() {
 	*x = ReadConsoleRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[113]
+	mi := &file_v1_hostagent_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8199,7 +8323,7 @@ func (x *ReadConsoleRequest) String() string {
 func (*ReadConsoleRequest) ProtoMessage() {}
 
 func (x *ReadConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[113]
+	mi := &file_v1_hostagent_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8212,7 +8336,7 @@ func (x *ReadConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ReadConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{113}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *ReadConsoleRequest) GetSandboxId() string {
@@ -8238,7 +8362,7 @@ type ReadConsoleResponse struct {
 
 func (x *ReadConsoleResponse) Reset() {
 	*x = ReadConsoleResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[114]
+	mi := &file_v1_hostagent_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8250,7 +8374,7 @@ func (x *ReadConsoleResponse) String() string {
 func (*ReadConsoleResponse) ProtoMessage() {}
 
 func (x *ReadConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[114]
+	mi := &file_v1_hostagent_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8263,7 +8387,7 @@ func (x *ReadConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ReadConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{114}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *ReadConsoleResponse) GetChunk() []byte {
@@ -8553,14 +8677,15 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x04team\x18\x01 \x01(\tR\x04team\"^\n" +
 	"\x1bListStoreReferencesResponse\x12\x12\n" +
 	"\x04keys\x18\x01 \x03(\tR\x04keys\x12+\n" +
-	"\x11unknown_sandboxes\x18\x02 \x03(\tR\x10unknownSandboxes\"\xb9\x01\n" +
+	"\x11unknown_sandboxes\x18\x02 \x03(\tR\x10unknownSandboxes\"\xcd\x01\n" +
 	"\x13CollectStoreRequest\x12\x12\n" +
 	"\x04team\x18\x01 \x01(\tR\x04team\x12\x18\n" +
 	"\arecords\x18\x02 \x03(\tR\arecords\x12\x16\n" +
 	"\x06others\x18\x03 \x03(\tR\x06others\x12#\n" +
 	"\rthrough_round\x18\x04 \x01(\x04R\fthroughRound\x12\x1e\n" +
 	"\vmin_age_sec\x18\x05 \x01(\x04R\tminAgeSec\x12\x17\n" +
-	"\adry_run\x18\x06 \x01(\bR\x06dryRun\"\xd3\x01\n" +
+	"\adry_run\x18\x06 \x01(\bR\x06dryRun\x12\x12\n" +
+	"\x04lost\x18\a \x03(\tR\x04lost\"\xd3\x01\n" +
 	"\x14CollectStoreResponse\x12\x18\n" +
 	"\aobjects\x18\x01 \x01(\x04R\aobjects\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12#\n" +
@@ -8629,7 +8754,14 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"n\n" +
 	"\x13ForkSandboxResponse\x122\n" +
 	"\aresults\x18\x01 \x03(\v2\x18.hostagent.v1.ForkResultR\aresults\x12#\n" +
-	"\rcheckpoint_id\x18s \x01(\tR\fcheckpointId\"Y\n" +
+	"\rcheckpoint_id\x18s \x01(\tR\fcheckpointId\"\xa9\x01\n" +
+	"\x15CopyCheckpointRequest\x12<\n" +
+	"\asandbox\x18\x01 \x01(\v2\".hostagent.v1.CreateSandboxRequestR\asandbox\x12\x1b\n" +
+	"\tparent_id\x18\x02 \x01(\tR\bparentId\x12#\n" +
+	"\rcheckpoint_id\x18\x03 \x01(\tR\fcheckpointId\x12\x10\n" +
+	"\x03key\x18\x04 \x01(\tR\x03key\"W\n" +
+	"\x16CopyCheckpointResponse\x12=\n" +
+	"\asandbox\x18\x01 \x01(\v2#.hostagent.v1.CreateSandboxResponseR\asandbox\"Y\n" +
 	"\n" +
 	"ForkResult\x12\x1d\n" +
 	"\n" +
@@ -8951,7 +9083,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x06Signal\x12\x16\n" +
 	"\x12SIGNAL_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSIGNAL_SIGKILL\x10\t\x12\x12\n" +
-	"\x0eSIGNAL_SIGTERM\x10\x0f2\x96\x1f\n" +
+	"\x0eSIGNAL_SIGTERM\x10\x0f2\xf3\x1f\n" +
 	"\x10HostAgentService\x12=\n" +
 	"\x04Ping\x12\x19.hostagent.v1.PingRequest\x1a\x1a.hostagent.v1.PingResponse\x12X\n" +
 	"\rCreateSandbox\x12\".hostagent.v1.CreateSandboxRequest\x1a#.hostagent.v1.CreateSandboxResponse\x12X\n" +
@@ -8962,7 +9094,8 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\fFetchSandbox\x12!.hostagent.v1.FetchSandboxRequest\x1a\".hostagent.v1.FetchSandboxResponse\x12X\n" +
 	"\rListSandboxes\x12\".hostagent.v1.ListSandboxesRequest\x1a#.hostagent.v1.ListSandboxesResponse\x12]\n" +
 	"\x0eWatchSandboxes\x12#.hostagent.v1.WatchSandboxesRequest\x1a$.hostagent.v1.WatchSandboxesResponse0\x01\x12R\n" +
-	"\vForkSandbox\x12 .hostagent.v1.ForkSandboxRequest\x1a!.hostagent.v1.ForkSandboxResponse\x12a\n" +
+	"\vForkSandbox\x12 .hostagent.v1.ForkSandboxRequest\x1a!.hostagent.v1.ForkSandboxResponse\x12[\n" +
+	"\x0eCopyCheckpoint\x12#.hostagent.v1.CopyCheckpointRequest\x1a$.hostagent.v1.CopyCheckpointResponse\x12a\n" +
 	"\x10CreateCheckpoint\x12%.hostagent.v1.CreateCheckpointRequest\x1a&.hostagent.v1.CreateCheckpointResponse\x12^\n" +
 	"\x0fListCheckpoints\x12$.hostagent.v1.ListCheckpointsRequest\x1a%.hostagent.v1.ListCheckpointsResponse\x12d\n" +
 	"\x11RestoreCheckpoint\x12&.hostagent.v1.RestoreCheckpointRequest\x1a'.hostagent.v1.RestoreCheckpointResponse\x12a\n" +
@@ -9013,7 +9146,7 @@ func file_v1_hostagent_proto_rawDescGZIP() []byte {
 }
 
 var file_v1_hostagent_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_v1_hostagent_proto_msgTypes = make([]protoimpl.MessageInfo, 123)
+var file_v1_hostagent_proto_msgTypes = make([]protoimpl.MessageInfo, 125)
 var file_v1_hostagent_proto_goTypes = []any{
 	(OnTimeout)(0),                      // 0: hostagent.v1.OnTimeout
 	(SandboxStatus)(0),                  // 1: hostagent.v1.SandboxStatus
@@ -9085,72 +9218,74 @@ var file_v1_hostagent_proto_goTypes = []any{
 	(*ResumeSandboxResponse)(nil),       // 67: hostagent.v1.ResumeSandboxResponse
 	(*ForkSandboxRequest)(nil),          // 68: hostagent.v1.ForkSandboxRequest
 	(*ForkSandboxResponse)(nil),         // 69: hostagent.v1.ForkSandboxResponse
-	(*ForkResult)(nil),                  // 70: hostagent.v1.ForkResult
-	(*Checkpoint)(nil),                  // 71: hostagent.v1.Checkpoint
-	(*CreateCheckpointRequest)(nil),     // 72: hostagent.v1.CreateCheckpointRequest
-	(*CreateCheckpointResponse)(nil),    // 73: hostagent.v1.CreateCheckpointResponse
-	(*ListCheckpointsRequest)(nil),      // 74: hostagent.v1.ListCheckpointsRequest
-	(*ListCheckpointsResponse)(nil),     // 75: hostagent.v1.ListCheckpointsResponse
-	(*RestoreCheckpointRequest)(nil),    // 76: hostagent.v1.RestoreCheckpointRequest
-	(*RestoreCheckpointResponse)(nil),   // 77: hostagent.v1.RestoreCheckpointResponse
-	(*DeleteCheckpointRequest)(nil),     // 78: hostagent.v1.DeleteCheckpointRequest
-	(*DeleteCheckpointResponse)(nil),    // 79: hostagent.v1.DeleteCheckpointResponse
-	(*ExtendSandboxRequest)(nil),        // 80: hostagent.v1.ExtendSandboxRequest
-	(*ExtendSandboxResponse)(nil),       // 81: hostagent.v1.ExtendSandboxResponse
-	(*SetNetworkPolicyRequest)(nil),     // 82: hostagent.v1.SetNetworkPolicyRequest
-	(*SetNetworkPolicyResponse)(nil),    // 83: hostagent.v1.SetNetworkPolicyResponse
-	(*ReadEgressRequest)(nil),           // 84: hostagent.v1.ReadEgressRequest
-	(*ReadEgressResponse)(nil),          // 85: hostagent.v1.ReadEgressResponse
-	(*EgressEvent)(nil),                 // 86: hostagent.v1.EgressEvent
-	(*ExplainEgressRequest)(nil),        // 87: hostagent.v1.ExplainEgressRequest
-	(*ExplainEgressResponse)(nil),       // 88: hostagent.v1.ExplainEgressResponse
-	(*EgressAddress)(nil),               // 89: hostagent.v1.EgressAddress
-	(*ReadMetricsRequest)(nil),          // 90: hostagent.v1.ReadMetricsRequest
-	(*ReadMetricsResponse)(nil),         // 91: hostagent.v1.ReadMetricsResponse
-	(*MetricsSample)(nil),               // 92: hostagent.v1.MetricsSample
-	(*ListSandboxesRequest)(nil),        // 93: hostagent.v1.ListSandboxesRequest
-	(*ListSandboxesResponse)(nil),       // 94: hostagent.v1.ListSandboxesResponse
-	(*SandboxInfo)(nil),                 // 95: hostagent.v1.SandboxInfo
-	(*Unresponsive)(nil),                // 96: hostagent.v1.Unresponsive
-	(*WatchSandboxesRequest)(nil),       // 97: hostagent.v1.WatchSandboxesRequest
-	(*WatchSandboxesResponse)(nil),      // 98: hostagent.v1.WatchSandboxesResponse
-	(*ExecRequest)(nil),                 // 99: hostagent.v1.ExecRequest
-	(*ExecResponse)(nil),                // 100: hostagent.v1.ExecResponse
-	(*ExecStart)(nil),                   // 101: hostagent.v1.ExecStart
-	(*ExecAttach)(nil),                  // 102: hostagent.v1.ExecAttach
-	(*TerminalSize)(nil),                // 103: hostagent.v1.TerminalSize
-	(*ExecStreamRequest)(nil),           // 104: hostagent.v1.ExecStreamRequest
-	(*ExecStreamResponse)(nil),          // 105: hostagent.v1.ExecStreamResponse
-	(*ExecStarted)(nil),                 // 106: hostagent.v1.ExecStarted
-	(*ExecExit)(nil),                    // 107: hostagent.v1.ExecExit
-	(*SignalProcessRequest)(nil),        // 108: hostagent.v1.SignalProcessRequest
-	(*SignalProcessResponse)(nil),       // 109: hostagent.v1.SignalProcessResponse
-	(*WriteFileRequest)(nil),            // 110: hostagent.v1.WriteFileRequest
-	(*WriteFileResponse)(nil),           // 111: hostagent.v1.WriteFileResponse
-	(*ReadFileRequest)(nil),             // 112: hostagent.v1.ReadFileRequest
-	(*ReadFileResponse)(nil),            // 113: hostagent.v1.ReadFileResponse
-	(*WriteFileStreamRequest)(nil),      // 114: hostagent.v1.WriteFileStreamRequest
-	(*WriteFileMeta)(nil),               // 115: hostagent.v1.WriteFileMeta
-	(*WriteFileStreamResponse)(nil),     // 116: hostagent.v1.WriteFileStreamResponse
-	(*ReadFileStreamRequest)(nil),       // 117: hostagent.v1.ReadFileStreamRequest
-	(*ReadFileStreamResponse)(nil),      // 118: hostagent.v1.ReadFileStreamResponse
-	(*ReadConsoleRequest)(nil),          // 119: hostagent.v1.ReadConsoleRequest
-	(*ReadConsoleResponse)(nil),         // 120: hostagent.v1.ReadConsoleResponse
-	nil,                                 // 121: hostagent.v1.PingResponse.LabelsEntry
-	nil,                                 // 122: hostagent.v1.CreateSandboxRequest.EnvEntry
-	nil,                                 // 123: hostagent.v1.SecretValues.ValuesEntry
-	nil,                                 // 124: hostagent.v1.BuildTemplateRequest.EnvEntry
-	nil,                                 // 125: hostagent.v1.TemplateBuilt.EnvEntry
-	nil,                                 // 126: hostagent.v1.ForkSandboxRequest.AccessTokensEntry
-	nil,                                 // 127: hostagent.v1.ExecRequest.EnvEntry
-	nil,                                 // 128: hostagent.v1.ExecStart.EnvEntry
-	(*timestamppb.Timestamp)(nil),       // 129: google.protobuf.Timestamp
+	(*CopyCheckpointRequest)(nil),       // 70: hostagent.v1.CopyCheckpointRequest
+	(*CopyCheckpointResponse)(nil),      // 71: hostagent.v1.CopyCheckpointResponse
+	(*ForkResult)(nil),                  // 72: hostagent.v1.ForkResult
+	(*Checkpoint)(nil),                  // 73: hostagent.v1.Checkpoint
+	(*CreateCheckpointRequest)(nil),     // 74: hostagent.v1.CreateCheckpointRequest
+	(*CreateCheckpointResponse)(nil),    // 75: hostagent.v1.CreateCheckpointResponse
+	(*ListCheckpointsRequest)(nil),      // 76: hostagent.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil),     // 77: hostagent.v1.ListCheckpointsResponse
+	(*RestoreCheckpointRequest)(nil),    // 78: hostagent.v1.RestoreCheckpointRequest
+	(*RestoreCheckpointResponse)(nil),   // 79: hostagent.v1.RestoreCheckpointResponse
+	(*DeleteCheckpointRequest)(nil),     // 80: hostagent.v1.DeleteCheckpointRequest
+	(*DeleteCheckpointResponse)(nil),    // 81: hostagent.v1.DeleteCheckpointResponse
+	(*ExtendSandboxRequest)(nil),        // 82: hostagent.v1.ExtendSandboxRequest
+	(*ExtendSandboxResponse)(nil),       // 83: hostagent.v1.ExtendSandboxResponse
+	(*SetNetworkPolicyRequest)(nil),     // 84: hostagent.v1.SetNetworkPolicyRequest
+	(*SetNetworkPolicyResponse)(nil),    // 85: hostagent.v1.SetNetworkPolicyResponse
+	(*ReadEgressRequest)(nil),           // 86: hostagent.v1.ReadEgressRequest
+	(*ReadEgressResponse)(nil),          // 87: hostagent.v1.ReadEgressResponse
+	(*EgressEvent)(nil),                 // 88: hostagent.v1.EgressEvent
+	(*ExplainEgressRequest)(nil),        // 89: hostagent.v1.ExplainEgressRequest
+	(*ExplainEgressResponse)(nil),       // 90: hostagent.v1.ExplainEgressResponse
+	(*EgressAddress)(nil),               // 91: hostagent.v1.EgressAddress
+	(*ReadMetricsRequest)(nil),          // 92: hostagent.v1.ReadMetricsRequest
+	(*ReadMetricsResponse)(nil),         // 93: hostagent.v1.ReadMetricsResponse
+	(*MetricsSample)(nil),               // 94: hostagent.v1.MetricsSample
+	(*ListSandboxesRequest)(nil),        // 95: hostagent.v1.ListSandboxesRequest
+	(*ListSandboxesResponse)(nil),       // 96: hostagent.v1.ListSandboxesResponse
+	(*SandboxInfo)(nil),                 // 97: hostagent.v1.SandboxInfo
+	(*Unresponsive)(nil),                // 98: hostagent.v1.Unresponsive
+	(*WatchSandboxesRequest)(nil),       // 99: hostagent.v1.WatchSandboxesRequest
+	(*WatchSandboxesResponse)(nil),      // 100: hostagent.v1.WatchSandboxesResponse
+	(*ExecRequest)(nil),                 // 101: hostagent.v1.ExecRequest
+	(*ExecResponse)(nil),                // 102: hostagent.v1.ExecResponse
+	(*ExecStart)(nil),                   // 103: hostagent.v1.ExecStart
+	(*ExecAttach)(nil),                  // 104: hostagent.v1.ExecAttach
+	(*TerminalSize)(nil),                // 105: hostagent.v1.TerminalSize
+	(*ExecStreamRequest)(nil),           // 106: hostagent.v1.ExecStreamRequest
+	(*ExecStreamResponse)(nil),          // 107: hostagent.v1.ExecStreamResponse
+	(*ExecStarted)(nil),                 // 108: hostagent.v1.ExecStarted
+	(*ExecExit)(nil),                    // 109: hostagent.v1.ExecExit
+	(*SignalProcessRequest)(nil),        // 110: hostagent.v1.SignalProcessRequest
+	(*SignalProcessResponse)(nil),       // 111: hostagent.v1.SignalProcessResponse
+	(*WriteFileRequest)(nil),            // 112: hostagent.v1.WriteFileRequest
+	(*WriteFileResponse)(nil),           // 113: hostagent.v1.WriteFileResponse
+	(*ReadFileRequest)(nil),             // 114: hostagent.v1.ReadFileRequest
+	(*ReadFileResponse)(nil),            // 115: hostagent.v1.ReadFileResponse
+	(*WriteFileStreamRequest)(nil),      // 116: hostagent.v1.WriteFileStreamRequest
+	(*WriteFileMeta)(nil),               // 117: hostagent.v1.WriteFileMeta
+	(*WriteFileStreamResponse)(nil),     // 118: hostagent.v1.WriteFileStreamResponse
+	(*ReadFileStreamRequest)(nil),       // 119: hostagent.v1.ReadFileStreamRequest
+	(*ReadFileStreamResponse)(nil),      // 120: hostagent.v1.ReadFileStreamResponse
+	(*ReadConsoleRequest)(nil),          // 121: hostagent.v1.ReadConsoleRequest
+	(*ReadConsoleResponse)(nil),         // 122: hostagent.v1.ReadConsoleResponse
+	nil,                                 // 123: hostagent.v1.PingResponse.LabelsEntry
+	nil,                                 // 124: hostagent.v1.CreateSandboxRequest.EnvEntry
+	nil,                                 // 125: hostagent.v1.SecretValues.ValuesEntry
+	nil,                                 // 126: hostagent.v1.BuildTemplateRequest.EnvEntry
+	nil,                                 // 127: hostagent.v1.TemplateBuilt.EnvEntry
+	nil,                                 // 128: hostagent.v1.ForkSandboxRequest.AccessTokensEntry
+	nil,                                 // 129: hostagent.v1.ExecRequest.EnvEntry
+	nil,                                 // 130: hostagent.v1.ExecStart.EnvEntry
+	(*timestamppb.Timestamp)(nil),       // 131: google.protobuf.Timestamp
 }
 var file_v1_hostagent_proto_depIdxs = []int32{
 	10,  // 0: hostagent.v1.PingResponse.capacity:type_name -> hostagent.v1.Capacity
-	121, // 1: hostagent.v1.PingResponse.labels:type_name -> hostagent.v1.PingResponse.LabelsEntry
+	123, // 1: hostagent.v1.PingResponse.labels:type_name -> hostagent.v1.PingResponse.LabelsEntry
 	9,   // 2: hostagent.v1.PingResponse.platform:type_name -> hostagent.v1.Platform
-	122, // 3: hostagent.v1.CreateSandboxRequest.env:type_name -> hostagent.v1.CreateSandboxRequest.EnvEntry
+	124, // 3: hostagent.v1.CreateSandboxRequest.env:type_name -> hostagent.v1.CreateSandboxRequest.EnvEntry
 	0,   // 4: hostagent.v1.CreateSandboxRequest.on_timeout:type_name -> hostagent.v1.OnTimeout
 	20,  // 5: hostagent.v1.CreateSandboxRequest.volumes:type_name -> hostagent.v1.VolumeMount
 	14,  // 6: hostagent.v1.CreateSandboxRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
@@ -9159,11 +9294,11 @@ var file_v1_hostagent_proto_depIdxs = []int32{
 	16,  // 9: hostagent.v1.NetworkPolicy.layers:type_name -> hostagent.v1.NetworkLayer
 	15,  // 10: hostagent.v1.NetworkPolicy.proxy:type_name -> hostagent.v1.EgressProxy
 	18,  // 11: hostagent.v1.HeaderRule.headers:type_name -> hostagent.v1.Header
-	123, // 12: hostagent.v1.SecretValues.values:type_name -> hostagent.v1.SecretValues.ValuesEntry
+	125, // 12: hostagent.v1.SecretValues.values:type_name -> hostagent.v1.SecretValues.ValuesEntry
 	5,   // 13: hostagent.v1.VolumeEntry.type:type_name -> hostagent.v1.VolumeEntry.Type
-	129, // 14: hostagent.v1.VolumeEntry.accessed_at:type_name -> google.protobuf.Timestamp
-	129, // 15: hostagent.v1.VolumeEntry.modified_at:type_name -> google.protobuf.Timestamp
-	129, // 16: hostagent.v1.VolumeEntry.changed_at:type_name -> google.protobuf.Timestamp
+	131, // 14: hostagent.v1.VolumeEntry.accessed_at:type_name -> google.protobuf.Timestamp
+	131, // 15: hostagent.v1.VolumeEntry.modified_at:type_name -> google.protobuf.Timestamp
+	131, // 16: hostagent.v1.VolumeEntry.changed_at:type_name -> google.protobuf.Timestamp
 	26,  // 17: hostagent.v1.StatVolumeFileResponse.entry:type_name -> hostagent.v1.VolumeEntry
 	26,  // 18: hostagent.v1.ListVolumeFilesResponse.entries:type_name -> hostagent.v1.VolumeEntry
 	25,  // 19: hostagent.v1.MakeVolumeDirectoryRequest.attributes:type_name -> hostagent.v1.VolumeAttributes
@@ -9175,145 +9310,149 @@ var file_v1_hostagent_proto_depIdxs = []int32{
 	26,  // 25: hostagent.v1.WriteVolumeFileResponse.entry:type_name -> hostagent.v1.VolumeEntry
 	61,  // 26: hostagent.v1.StartSandboxResponse.started:type_name -> hostagent.v1.CreateSandboxResponse
 	48,  // 27: hostagent.v1.BuildTemplateRequest.container:type_name -> hostagent.v1.ContainerImage
-	124, // 28: hostagent.v1.BuildTemplateRequest.env:type_name -> hostagent.v1.BuildTemplateRequest.EnvEntry
+	126, // 28: hostagent.v1.BuildTemplateRequest.env:type_name -> hostagent.v1.BuildTemplateRequest.EnvEntry
 	42,  // 29: hostagent.v1.BuildTemplateRequest.steps:type_name -> hostagent.v1.BuildStep
 	14,  // 30: hostagent.v1.BuildTemplateRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
 	44,  // 31: hostagent.v1.PutBuildFilesRequest.files:type_name -> hostagent.v1.BuildFiles
 	44,  // 32: hostagent.v1.FindBuildFilesRequest.files:type_name -> hostagent.v1.BuildFiles
 	50,  // 33: hostagent.v1.BuildTemplateResponse.done:type_name -> hostagent.v1.TemplateBuilt
-	125, // 34: hostagent.v1.TemplateBuilt.env:type_name -> hostagent.v1.TemplateBuilt.EnvEntry
+	127, // 34: hostagent.v1.TemplateBuilt.env:type_name -> hostagent.v1.TemplateBuilt.EnvEntry
 	55,  // 35: hostagent.v1.CollectStoreResponse.listed:type_name -> hostagent.v1.StoreObject
 	60,  // 36: hostagent.v1.ListTemplatesResponse.stored:type_name -> hostagent.v1.StoredTemplate
-	129, // 37: hostagent.v1.StoredTemplate.at:type_name -> google.protobuf.Timestamp
+	131, // 37: hostagent.v1.StoredTemplate.at:type_name -> google.protobuf.Timestamp
 	1,   // 38: hostagent.v1.CreateSandboxResponse.status:type_name -> hostagent.v1.SandboxStatus
 	14,  // 39: hostagent.v1.CreateSandboxResponse.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	126, // 40: hostagent.v1.ForkSandboxRequest.access_tokens:type_name -> hostagent.v1.ForkSandboxRequest.AccessTokensEntry
-	70,  // 41: hostagent.v1.ForkSandboxResponse.results:type_name -> hostagent.v1.ForkResult
-	129, // 42: hostagent.v1.Checkpoint.stored_at:type_name -> google.protobuf.Timestamp
-	71,  // 43: hostagent.v1.CreateCheckpointResponse.checkpoint:type_name -> hostagent.v1.Checkpoint
-	71,  // 44: hostagent.v1.ListCheckpointsResponse.checkpoints:type_name -> hostagent.v1.Checkpoint
-	14,  // 45: hostagent.v1.SetNetworkPolicyRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	19,  // 46: hostagent.v1.SetNetworkPolicyRequest.secrets:type_name -> hostagent.v1.SecretValues
-	86,  // 47: hostagent.v1.ReadEgressResponse.events:type_name -> hostagent.v1.EgressEvent
-	89,  // 48: hostagent.v1.ExplainEgressResponse.addresses:type_name -> hostagent.v1.EgressAddress
-	92,  // 49: hostagent.v1.ReadMetricsResponse.samples:type_name -> hostagent.v1.MetricsSample
-	95,  // 50: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.SandboxInfo
-	129, // 51: hostagent.v1.ListSandboxesResponse.taken_at:type_name -> google.protobuf.Timestamp
-	1,   // 52: hostagent.v1.SandboxInfo.status:type_name -> hostagent.v1.SandboxStatus
-	0,   // 53: hostagent.v1.SandboxInfo.on_timeout:type_name -> hostagent.v1.OnTimeout
-	14,  // 54: hostagent.v1.SandboxInfo.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	96,  // 55: hostagent.v1.SandboxInfo.unresponsive:type_name -> hostagent.v1.Unresponsive
-	2,   // 56: hostagent.v1.SandboxInfo.end_cause:type_name -> hostagent.v1.EndCause
-	129, // 57: hostagent.v1.SandboxInfo.stored_at:type_name -> google.protobuf.Timestamp
-	71,  // 58: hostagent.v1.SandboxInfo.newest_stored:type_name -> hostagent.v1.Checkpoint
-	129, // 59: hostagent.v1.Unresponsive.since:type_name -> google.protobuf.Timestamp
-	127, // 60: hostagent.v1.ExecRequest.env:type_name -> hostagent.v1.ExecRequest.EnvEntry
-	3,   // 61: hostagent.v1.ExecResponse.reason:type_name -> hostagent.v1.ExecEndReason
-	128, // 62: hostagent.v1.ExecStart.env:type_name -> hostagent.v1.ExecStart.EnvEntry
-	103, // 63: hostagent.v1.ExecStart.pty:type_name -> hostagent.v1.TerminalSize
-	101, // 64: hostagent.v1.ExecStreamRequest.start:type_name -> hostagent.v1.ExecStart
-	102, // 65: hostagent.v1.ExecStreamRequest.attach:type_name -> hostagent.v1.ExecAttach
-	103, // 66: hostagent.v1.ExecStreamRequest.resize:type_name -> hostagent.v1.TerminalSize
-	4,   // 67: hostagent.v1.ExecStreamRequest.signal:type_name -> hostagent.v1.Signal
-	106, // 68: hostagent.v1.ExecStreamResponse.started:type_name -> hostagent.v1.ExecStarted
-	107, // 69: hostagent.v1.ExecStreamResponse.exit:type_name -> hostagent.v1.ExecExit
-	3,   // 70: hostagent.v1.ExecExit.reason:type_name -> hostagent.v1.ExecEndReason
-	4,   // 71: hostagent.v1.SignalProcessRequest.signal:type_name -> hostagent.v1.Signal
-	115, // 72: hostagent.v1.WriteFileStreamRequest.meta:type_name -> hostagent.v1.WriteFileMeta
-	38,  // 73: hostagent.v1.WriteFileStreamRequest.volume:type_name -> hostagent.v1.WriteVolumeFileMeta
-	7,   // 74: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
-	11,  // 75: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
-	11,  // 76: hostagent.v1.HostAgentService.StartSandbox:input_type -> hostagent.v1.CreateSandboxRequest
-	62,  // 77: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
-	64,  // 78: hostagent.v1.HostAgentService.PauseSandbox:input_type -> hostagent.v1.PauseSandboxRequest
-	66,  // 79: hostagent.v1.HostAgentService.ResumeSandbox:input_type -> hostagent.v1.ResumeSandboxRequest
-	12,  // 80: hostagent.v1.HostAgentService.FetchSandbox:input_type -> hostagent.v1.FetchSandboxRequest
-	93,  // 81: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
-	97,  // 82: hostagent.v1.HostAgentService.WatchSandboxes:input_type -> hostagent.v1.WatchSandboxesRequest
-	68,  // 83: hostagent.v1.HostAgentService.ForkSandbox:input_type -> hostagent.v1.ForkSandboxRequest
-	72,  // 84: hostagent.v1.HostAgentService.CreateCheckpoint:input_type -> hostagent.v1.CreateCheckpointRequest
-	74,  // 85: hostagent.v1.HostAgentService.ListCheckpoints:input_type -> hostagent.v1.ListCheckpointsRequest
-	76,  // 86: hostagent.v1.HostAgentService.RestoreCheckpoint:input_type -> hostagent.v1.RestoreCheckpointRequest
-	78,  // 87: hostagent.v1.HostAgentService.DeleteCheckpoint:input_type -> hostagent.v1.DeleteCheckpointRequest
-	80,  // 88: hostagent.v1.HostAgentService.ExtendSandbox:input_type -> hostagent.v1.ExtendSandboxRequest
-	82,  // 89: hostagent.v1.HostAgentService.SetNetworkPolicy:input_type -> hostagent.v1.SetNetworkPolicyRequest
-	90,  // 90: hostagent.v1.HostAgentService.ReadMetrics:input_type -> hostagent.v1.ReadMetricsRequest
-	84,  // 91: hostagent.v1.HostAgentService.ReadEgress:input_type -> hostagent.v1.ReadEgressRequest
-	87,  // 92: hostagent.v1.HostAgentService.ExplainEgress:input_type -> hostagent.v1.ExplainEgressRequest
-	41,  // 93: hostagent.v1.HostAgentService.BuildTemplate:input_type -> hostagent.v1.BuildTemplateRequest
-	56,  // 94: hostagent.v1.HostAgentService.DeleteTemplate:input_type -> hostagent.v1.DeleteTemplateRequest
-	51,  // 95: hostagent.v1.HostAgentService.ListStoreReferences:input_type -> hostagent.v1.ListStoreReferencesRequest
-	53,  // 96: hostagent.v1.HostAgentService.CollectStore:input_type -> hostagent.v1.CollectStoreRequest
-	58,  // 97: hostagent.v1.HostAgentService.ListTemplates:input_type -> hostagent.v1.ListTemplatesRequest
-	43,  // 98: hostagent.v1.HostAgentService.PutBuildFiles:input_type -> hostagent.v1.PutBuildFilesRequest
-	46,  // 99: hostagent.v1.HostAgentService.FindBuildFiles:input_type -> hostagent.v1.FindBuildFilesRequest
-	21,  // 100: hostagent.v1.HostAgentService.CreateVolume:input_type -> hostagent.v1.CreateVolumeRequest
-	23,  // 101: hostagent.v1.HostAgentService.DeleteVolume:input_type -> hostagent.v1.DeleteVolumeRequest
-	27,  // 102: hostagent.v1.HostAgentService.StatVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
-	29,  // 103: hostagent.v1.HostAgentService.ListVolumeFiles:input_type -> hostagent.v1.ListVolumeFilesRequest
-	31,  // 104: hostagent.v1.HostAgentService.MakeVolumeDirectory:input_type -> hostagent.v1.MakeVolumeDirectoryRequest
-	33,  // 105: hostagent.v1.HostAgentService.SetVolumeFile:input_type -> hostagent.v1.SetVolumeFileRequest
-	35,  // 106: hostagent.v1.HostAgentService.RenameVolumeFile:input_type -> hostagent.v1.RenameVolumeFileRequest
-	27,  // 107: hostagent.v1.HostAgentService.RemoveVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
-	27,  // 108: hostagent.v1.HostAgentService.ReadVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
-	114, // 109: hostagent.v1.HostAgentService.WriteVolumeFile:input_type -> hostagent.v1.WriteFileStreamRequest
-	99,  // 110: hostagent.v1.HostAgentService.Exec:input_type -> hostagent.v1.ExecRequest
-	104, // 111: hostagent.v1.HostAgentService.ExecStream:input_type -> hostagent.v1.ExecStreamRequest
-	108, // 112: hostagent.v1.HostAgentService.SignalProcess:input_type -> hostagent.v1.SignalProcessRequest
-	110, // 113: hostagent.v1.HostAgentService.WriteFile:input_type -> hostagent.v1.WriteFileRequest
-	112, // 114: hostagent.v1.HostAgentService.ReadFile:input_type -> hostagent.v1.ReadFileRequest
-	114, // 115: hostagent.v1.HostAgentService.WriteFileStream:input_type -> hostagent.v1.WriteFileStreamRequest
-	117, // 116: hostagent.v1.HostAgentService.ReadFileStream:input_type -> hostagent.v1.ReadFileStreamRequest
-	119, // 117: hostagent.v1.HostAgentService.ReadConsole:input_type -> hostagent.v1.ReadConsoleRequest
-	8,   // 118: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
-	61,  // 119: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
-	40,  // 120: hostagent.v1.HostAgentService.StartSandbox:output_type -> hostagent.v1.StartSandboxResponse
-	63,  // 121: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
-	65,  // 122: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
-	67,  // 123: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
-	13,  // 124: hostagent.v1.HostAgentService.FetchSandbox:output_type -> hostagent.v1.FetchSandboxResponse
-	94,  // 125: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
-	98,  // 126: hostagent.v1.HostAgentService.WatchSandboxes:output_type -> hostagent.v1.WatchSandboxesResponse
-	69,  // 127: hostagent.v1.HostAgentService.ForkSandbox:output_type -> hostagent.v1.ForkSandboxResponse
-	73,  // 128: hostagent.v1.HostAgentService.CreateCheckpoint:output_type -> hostagent.v1.CreateCheckpointResponse
-	75,  // 129: hostagent.v1.HostAgentService.ListCheckpoints:output_type -> hostagent.v1.ListCheckpointsResponse
-	77,  // 130: hostagent.v1.HostAgentService.RestoreCheckpoint:output_type -> hostagent.v1.RestoreCheckpointResponse
-	79,  // 131: hostagent.v1.HostAgentService.DeleteCheckpoint:output_type -> hostagent.v1.DeleteCheckpointResponse
-	81,  // 132: hostagent.v1.HostAgentService.ExtendSandbox:output_type -> hostagent.v1.ExtendSandboxResponse
-	83,  // 133: hostagent.v1.HostAgentService.SetNetworkPolicy:output_type -> hostagent.v1.SetNetworkPolicyResponse
-	91,  // 134: hostagent.v1.HostAgentService.ReadMetrics:output_type -> hostagent.v1.ReadMetricsResponse
-	85,  // 135: hostagent.v1.HostAgentService.ReadEgress:output_type -> hostagent.v1.ReadEgressResponse
-	88,  // 136: hostagent.v1.HostAgentService.ExplainEgress:output_type -> hostagent.v1.ExplainEgressResponse
-	49,  // 137: hostagent.v1.HostAgentService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
-	57,  // 138: hostagent.v1.HostAgentService.DeleteTemplate:output_type -> hostagent.v1.DeleteTemplateResponse
-	52,  // 139: hostagent.v1.HostAgentService.ListStoreReferences:output_type -> hostagent.v1.ListStoreReferencesResponse
-	54,  // 140: hostagent.v1.HostAgentService.CollectStore:output_type -> hostagent.v1.CollectStoreResponse
-	59,  // 141: hostagent.v1.HostAgentService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
-	45,  // 142: hostagent.v1.HostAgentService.PutBuildFiles:output_type -> hostagent.v1.PutBuildFilesResponse
-	47,  // 143: hostagent.v1.HostAgentService.FindBuildFiles:output_type -> hostagent.v1.FindBuildFilesResponse
-	22,  // 144: hostagent.v1.HostAgentService.CreateVolume:output_type -> hostagent.v1.CreateVolumeResponse
-	24,  // 145: hostagent.v1.HostAgentService.DeleteVolume:output_type -> hostagent.v1.DeleteVolumeResponse
-	28,  // 146: hostagent.v1.HostAgentService.StatVolumeFile:output_type -> hostagent.v1.StatVolumeFileResponse
-	30,  // 147: hostagent.v1.HostAgentService.ListVolumeFiles:output_type -> hostagent.v1.ListVolumeFilesResponse
-	32,  // 148: hostagent.v1.HostAgentService.MakeVolumeDirectory:output_type -> hostagent.v1.MakeVolumeDirectoryResponse
-	34,  // 149: hostagent.v1.HostAgentService.SetVolumeFile:output_type -> hostagent.v1.SetVolumeFileResponse
-	36,  // 150: hostagent.v1.HostAgentService.RenameVolumeFile:output_type -> hostagent.v1.RenameVolumeFileResponse
-	37,  // 151: hostagent.v1.HostAgentService.RemoveVolumeFile:output_type -> hostagent.v1.RemoveVolumeFileResponse
-	118, // 152: hostagent.v1.HostAgentService.ReadVolumeFile:output_type -> hostagent.v1.ReadFileStreamResponse
-	39,  // 153: hostagent.v1.HostAgentService.WriteVolumeFile:output_type -> hostagent.v1.WriteVolumeFileResponse
-	100, // 154: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
-	105, // 155: hostagent.v1.HostAgentService.ExecStream:output_type -> hostagent.v1.ExecStreamResponse
-	109, // 156: hostagent.v1.HostAgentService.SignalProcess:output_type -> hostagent.v1.SignalProcessResponse
-	111, // 157: hostagent.v1.HostAgentService.WriteFile:output_type -> hostagent.v1.WriteFileResponse
-	113, // 158: hostagent.v1.HostAgentService.ReadFile:output_type -> hostagent.v1.ReadFileResponse
-	116, // 159: hostagent.v1.HostAgentService.WriteFileStream:output_type -> hostagent.v1.WriteFileStreamResponse
-	118, // 160: hostagent.v1.HostAgentService.ReadFileStream:output_type -> hostagent.v1.ReadFileStreamResponse
-	120, // 161: hostagent.v1.HostAgentService.ReadConsole:output_type -> hostagent.v1.ReadConsoleResponse
-	118, // [118:162] is the sub-list for method output_type
-	74,  // [74:118] is the sub-list for method input_type
-	74,  // [74:74] is the sub-list for extension type_name
-	74,  // [74:74] is the sub-list for extension extendee
-	0,   // [0:74] is the sub-list for field type_name
+	128, // 40: hostagent.v1.ForkSandboxRequest.access_tokens:type_name -> hostagent.v1.ForkSandboxRequest.AccessTokensEntry
+	72,  // 41: hostagent.v1.ForkSandboxResponse.results:type_name -> hostagent.v1.ForkResult
+	11,  // 42: hostagent.v1.CopyCheckpointRequest.sandbox:type_name -> hostagent.v1.CreateSandboxRequest
+	61,  // 43: hostagent.v1.CopyCheckpointResponse.sandbox:type_name -> hostagent.v1.CreateSandboxResponse
+	131, // 44: hostagent.v1.Checkpoint.stored_at:type_name -> google.protobuf.Timestamp
+	73,  // 45: hostagent.v1.CreateCheckpointResponse.checkpoint:type_name -> hostagent.v1.Checkpoint
+	73,  // 46: hostagent.v1.ListCheckpointsResponse.checkpoints:type_name -> hostagent.v1.Checkpoint
+	14,  // 47: hostagent.v1.SetNetworkPolicyRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
+	19,  // 48: hostagent.v1.SetNetworkPolicyRequest.secrets:type_name -> hostagent.v1.SecretValues
+	88,  // 49: hostagent.v1.ReadEgressResponse.events:type_name -> hostagent.v1.EgressEvent
+	91,  // 50: hostagent.v1.ExplainEgressResponse.addresses:type_name -> hostagent.v1.EgressAddress
+	94,  // 51: hostagent.v1.ReadMetricsResponse.samples:type_name -> hostagent.v1.MetricsSample
+	97,  // 52: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.SandboxInfo
+	131, // 53: hostagent.v1.ListSandboxesResponse.taken_at:type_name -> google.protobuf.Timestamp
+	1,   // 54: hostagent.v1.SandboxInfo.status:type_name -> hostagent.v1.SandboxStatus
+	0,   // 55: hostagent.v1.SandboxInfo.on_timeout:type_name -> hostagent.v1.OnTimeout
+	14,  // 56: hostagent.v1.SandboxInfo.network_policy:type_name -> hostagent.v1.NetworkPolicy
+	98,  // 57: hostagent.v1.SandboxInfo.unresponsive:type_name -> hostagent.v1.Unresponsive
+	2,   // 58: hostagent.v1.SandboxInfo.end_cause:type_name -> hostagent.v1.EndCause
+	131, // 59: hostagent.v1.SandboxInfo.stored_at:type_name -> google.protobuf.Timestamp
+	73,  // 60: hostagent.v1.SandboxInfo.newest_stored:type_name -> hostagent.v1.Checkpoint
+	131, // 61: hostagent.v1.Unresponsive.since:type_name -> google.protobuf.Timestamp
+	129, // 62: hostagent.v1.ExecRequest.env:type_name -> hostagent.v1.ExecRequest.EnvEntry
+	3,   // 63: hostagent.v1.ExecResponse.reason:type_name -> hostagent.v1.ExecEndReason
+	130, // 64: hostagent.v1.ExecStart.env:type_name -> hostagent.v1.ExecStart.EnvEntry
+	105, // 65: hostagent.v1.ExecStart.pty:type_name -> hostagent.v1.TerminalSize
+	103, // 66: hostagent.v1.ExecStreamRequest.start:type_name -> hostagent.v1.ExecStart
+	104, // 67: hostagent.v1.ExecStreamRequest.attach:type_name -> hostagent.v1.ExecAttach
+	105, // 68: hostagent.v1.ExecStreamRequest.resize:type_name -> hostagent.v1.TerminalSize
+	4,   // 69: hostagent.v1.ExecStreamRequest.signal:type_name -> hostagent.v1.Signal
+	108, // 70: hostagent.v1.ExecStreamResponse.started:type_name -> hostagent.v1.ExecStarted
+	109, // 71: hostagent.v1.ExecStreamResponse.exit:type_name -> hostagent.v1.ExecExit
+	3,   // 72: hostagent.v1.ExecExit.reason:type_name -> hostagent.v1.ExecEndReason
+	4,   // 73: hostagent.v1.SignalProcessRequest.signal:type_name -> hostagent.v1.Signal
+	117, // 74: hostagent.v1.WriteFileStreamRequest.meta:type_name -> hostagent.v1.WriteFileMeta
+	38,  // 75: hostagent.v1.WriteFileStreamRequest.volume:type_name -> hostagent.v1.WriteVolumeFileMeta
+	7,   // 76: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
+	11,  // 77: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
+	11,  // 78: hostagent.v1.HostAgentService.StartSandbox:input_type -> hostagent.v1.CreateSandboxRequest
+	62,  // 79: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
+	64,  // 80: hostagent.v1.HostAgentService.PauseSandbox:input_type -> hostagent.v1.PauseSandboxRequest
+	66,  // 81: hostagent.v1.HostAgentService.ResumeSandbox:input_type -> hostagent.v1.ResumeSandboxRequest
+	12,  // 82: hostagent.v1.HostAgentService.FetchSandbox:input_type -> hostagent.v1.FetchSandboxRequest
+	95,  // 83: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
+	99,  // 84: hostagent.v1.HostAgentService.WatchSandboxes:input_type -> hostagent.v1.WatchSandboxesRequest
+	68,  // 85: hostagent.v1.HostAgentService.ForkSandbox:input_type -> hostagent.v1.ForkSandboxRequest
+	70,  // 86: hostagent.v1.HostAgentService.CopyCheckpoint:input_type -> hostagent.v1.CopyCheckpointRequest
+	74,  // 87: hostagent.v1.HostAgentService.CreateCheckpoint:input_type -> hostagent.v1.CreateCheckpointRequest
+	76,  // 88: hostagent.v1.HostAgentService.ListCheckpoints:input_type -> hostagent.v1.ListCheckpointsRequest
+	78,  // 89: hostagent.v1.HostAgentService.RestoreCheckpoint:input_type -> hostagent.v1.RestoreCheckpointRequest
+	80,  // 90: hostagent.v1.HostAgentService.DeleteCheckpoint:input_type -> hostagent.v1.DeleteCheckpointRequest
+	82,  // 91: hostagent.v1.HostAgentService.ExtendSandbox:input_type -> hostagent.v1.ExtendSandboxRequest
+	84,  // 92: hostagent.v1.HostAgentService.SetNetworkPolicy:input_type -> hostagent.v1.SetNetworkPolicyRequest
+	92,  // 93: hostagent.v1.HostAgentService.ReadMetrics:input_type -> hostagent.v1.ReadMetricsRequest
+	86,  // 94: hostagent.v1.HostAgentService.ReadEgress:input_type -> hostagent.v1.ReadEgressRequest
+	89,  // 95: hostagent.v1.HostAgentService.ExplainEgress:input_type -> hostagent.v1.ExplainEgressRequest
+	41,  // 96: hostagent.v1.HostAgentService.BuildTemplate:input_type -> hostagent.v1.BuildTemplateRequest
+	56,  // 97: hostagent.v1.HostAgentService.DeleteTemplate:input_type -> hostagent.v1.DeleteTemplateRequest
+	51,  // 98: hostagent.v1.HostAgentService.ListStoreReferences:input_type -> hostagent.v1.ListStoreReferencesRequest
+	53,  // 99: hostagent.v1.HostAgentService.CollectStore:input_type -> hostagent.v1.CollectStoreRequest
+	58,  // 100: hostagent.v1.HostAgentService.ListTemplates:input_type -> hostagent.v1.ListTemplatesRequest
+	43,  // 101: hostagent.v1.HostAgentService.PutBuildFiles:input_type -> hostagent.v1.PutBuildFilesRequest
+	46,  // 102: hostagent.v1.HostAgentService.FindBuildFiles:input_type -> hostagent.v1.FindBuildFilesRequest
+	21,  // 103: hostagent.v1.HostAgentService.CreateVolume:input_type -> hostagent.v1.CreateVolumeRequest
+	23,  // 104: hostagent.v1.HostAgentService.DeleteVolume:input_type -> hostagent.v1.DeleteVolumeRequest
+	27,  // 105: hostagent.v1.HostAgentService.StatVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
+	29,  // 106: hostagent.v1.HostAgentService.ListVolumeFiles:input_type -> hostagent.v1.ListVolumeFilesRequest
+	31,  // 107: hostagent.v1.HostAgentService.MakeVolumeDirectory:input_type -> hostagent.v1.MakeVolumeDirectoryRequest
+	33,  // 108: hostagent.v1.HostAgentService.SetVolumeFile:input_type -> hostagent.v1.SetVolumeFileRequest
+	35,  // 109: hostagent.v1.HostAgentService.RenameVolumeFile:input_type -> hostagent.v1.RenameVolumeFileRequest
+	27,  // 110: hostagent.v1.HostAgentService.RemoveVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
+	27,  // 111: hostagent.v1.HostAgentService.ReadVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
+	116, // 112: hostagent.v1.HostAgentService.WriteVolumeFile:input_type -> hostagent.v1.WriteFileStreamRequest
+	101, // 113: hostagent.v1.HostAgentService.Exec:input_type -> hostagent.v1.ExecRequest
+	106, // 114: hostagent.v1.HostAgentService.ExecStream:input_type -> hostagent.v1.ExecStreamRequest
+	110, // 115: hostagent.v1.HostAgentService.SignalProcess:input_type -> hostagent.v1.SignalProcessRequest
+	112, // 116: hostagent.v1.HostAgentService.WriteFile:input_type -> hostagent.v1.WriteFileRequest
+	114, // 117: hostagent.v1.HostAgentService.ReadFile:input_type -> hostagent.v1.ReadFileRequest
+	116, // 118: hostagent.v1.HostAgentService.WriteFileStream:input_type -> hostagent.v1.WriteFileStreamRequest
+	119, // 119: hostagent.v1.HostAgentService.ReadFileStream:input_type -> hostagent.v1.ReadFileStreamRequest
+	121, // 120: hostagent.v1.HostAgentService.ReadConsole:input_type -> hostagent.v1.ReadConsoleRequest
+	8,   // 121: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
+	61,  // 122: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
+	40,  // 123: hostagent.v1.HostAgentService.StartSandbox:output_type -> hostagent.v1.StartSandboxResponse
+	63,  // 124: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
+	65,  // 125: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
+	67,  // 126: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
+	13,  // 127: hostagent.v1.HostAgentService.FetchSandbox:output_type -> hostagent.v1.FetchSandboxResponse
+	96,  // 128: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
+	100, // 129: hostagent.v1.HostAgentService.WatchSandboxes:output_type -> hostagent.v1.WatchSandboxesResponse
+	69,  // 130: hostagent.v1.HostAgentService.ForkSandbox:output_type -> hostagent.v1.ForkSandboxResponse
+	71,  // 131: hostagent.v1.HostAgentService.CopyCheckpoint:output_type -> hostagent.v1.CopyCheckpointResponse
+	75,  // 132: hostagent.v1.HostAgentService.CreateCheckpoint:output_type -> hostagent.v1.CreateCheckpointResponse
+	77,  // 133: hostagent.v1.HostAgentService.ListCheckpoints:output_type -> hostagent.v1.ListCheckpointsResponse
+	79,  // 134: hostagent.v1.HostAgentService.RestoreCheckpoint:output_type -> hostagent.v1.RestoreCheckpointResponse
+	81,  // 135: hostagent.v1.HostAgentService.DeleteCheckpoint:output_type -> hostagent.v1.DeleteCheckpointResponse
+	83,  // 136: hostagent.v1.HostAgentService.ExtendSandbox:output_type -> hostagent.v1.ExtendSandboxResponse
+	85,  // 137: hostagent.v1.HostAgentService.SetNetworkPolicy:output_type -> hostagent.v1.SetNetworkPolicyResponse
+	93,  // 138: hostagent.v1.HostAgentService.ReadMetrics:output_type -> hostagent.v1.ReadMetricsResponse
+	87,  // 139: hostagent.v1.HostAgentService.ReadEgress:output_type -> hostagent.v1.ReadEgressResponse
+	90,  // 140: hostagent.v1.HostAgentService.ExplainEgress:output_type -> hostagent.v1.ExplainEgressResponse
+	49,  // 141: hostagent.v1.HostAgentService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
+	57,  // 142: hostagent.v1.HostAgentService.DeleteTemplate:output_type -> hostagent.v1.DeleteTemplateResponse
+	52,  // 143: hostagent.v1.HostAgentService.ListStoreReferences:output_type -> hostagent.v1.ListStoreReferencesResponse
+	54,  // 144: hostagent.v1.HostAgentService.CollectStore:output_type -> hostagent.v1.CollectStoreResponse
+	59,  // 145: hostagent.v1.HostAgentService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
+	45,  // 146: hostagent.v1.HostAgentService.PutBuildFiles:output_type -> hostagent.v1.PutBuildFilesResponse
+	47,  // 147: hostagent.v1.HostAgentService.FindBuildFiles:output_type -> hostagent.v1.FindBuildFilesResponse
+	22,  // 148: hostagent.v1.HostAgentService.CreateVolume:output_type -> hostagent.v1.CreateVolumeResponse
+	24,  // 149: hostagent.v1.HostAgentService.DeleteVolume:output_type -> hostagent.v1.DeleteVolumeResponse
+	28,  // 150: hostagent.v1.HostAgentService.StatVolumeFile:output_type -> hostagent.v1.StatVolumeFileResponse
+	30,  // 151: hostagent.v1.HostAgentService.ListVolumeFiles:output_type -> hostagent.v1.ListVolumeFilesResponse
+	32,  // 152: hostagent.v1.HostAgentService.MakeVolumeDirectory:output_type -> hostagent.v1.MakeVolumeDirectoryResponse
+	34,  // 153: hostagent.v1.HostAgentService.SetVolumeFile:output_type -> hostagent.v1.SetVolumeFileResponse
+	36,  // 154: hostagent.v1.HostAgentService.RenameVolumeFile:output_type -> hostagent.v1.RenameVolumeFileResponse
+	37,  // 155: hostagent.v1.HostAgentService.RemoveVolumeFile:output_type -> hostagent.v1.RemoveVolumeFileResponse
+	120, // 156: hostagent.v1.HostAgentService.ReadVolumeFile:output_type -> hostagent.v1.ReadFileStreamResponse
+	39,  // 157: hostagent.v1.HostAgentService.WriteVolumeFile:output_type -> hostagent.v1.WriteVolumeFileResponse
+	102, // 158: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
+	107, // 159: hostagent.v1.HostAgentService.ExecStream:output_type -> hostagent.v1.ExecStreamResponse
+	111, // 160: hostagent.v1.HostAgentService.SignalProcess:output_type -> hostagent.v1.SignalProcessResponse
+	113, // 161: hostagent.v1.HostAgentService.WriteFile:output_type -> hostagent.v1.WriteFileResponse
+	115, // 162: hostagent.v1.HostAgentService.ReadFile:output_type -> hostagent.v1.ReadFileResponse
+	118, // 163: hostagent.v1.HostAgentService.WriteFileStream:output_type -> hostagent.v1.WriteFileStreamResponse
+	120, // 164: hostagent.v1.HostAgentService.ReadFileStream:output_type -> hostagent.v1.ReadFileStreamResponse
+	122, // 165: hostagent.v1.HostAgentService.ReadConsole:output_type -> hostagent.v1.ReadConsoleResponse
+	121, // [121:166] is the sub-list for method output_type
+	76,  // [76:121] is the sub-list for method input_type
+	76,  // [76:76] is the sub-list for extension type_name
+	76,  // [76:76] is the sub-list for extension extendee
+	0,   // [0:76] is the sub-list for field type_name
 }
 
 func init() { file_v1_hostagent_proto_init() }
@@ -9342,8 +9481,8 @@ func file_v1_hostagent_proto_init() {
 		(*BuildTemplateResponse_Keepalive)(nil),
 		(*BuildTemplateResponse_Step)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[96].OneofWrappers = []any{}
-	file_v1_hostagent_proto_msgTypes[98].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[98].OneofWrappers = []any{}
+	file_v1_hostagent_proto_msgTypes[100].OneofWrappers = []any{
 		(*ExecStreamRequest_Start)(nil),
 		(*ExecStreamRequest_Attach)(nil),
 		(*ExecStreamRequest_Stdin)(nil),
@@ -9353,7 +9492,7 @@ func file_v1_hostagent_proto_init() {
 		(*ExecStreamRequest_Ack)(nil),
 		(*ExecStreamRequest_Leave)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[99].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[101].OneofWrappers = []any{
 		(*ExecStreamResponse_Started)(nil),
 		(*ExecStreamResponse_Stdout)(nil),
 		(*ExecStreamResponse_Stderr)(nil),
@@ -9362,7 +9501,7 @@ func file_v1_hostagent_proto_init() {
 		(*ExecStreamResponse_Keepalive)(nil),
 		(*ExecStreamResponse_Input)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[108].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[110].OneofWrappers = []any{
 		(*WriteFileStreamRequest_Meta)(nil),
 		(*WriteFileStreamRequest_Chunk)(nil),
 		(*WriteFileStreamRequest_Volume)(nil),
@@ -9373,7 +9512,7 @@ func file_v1_hostagent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_hostagent_proto_rawDesc), len(file_v1_hostagent_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   123,
+			NumMessages:   125,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
