@@ -24,9 +24,9 @@ type StoreCollection struct {
 	// Records must be in the store, and keep what they refer to. So do Lost, if they exist.
 	// Others are kept if they exist.
 	Records, Lost, Others []string
-	Through         uint64        // the last round of which objects are deleted
-	MinAge          time.Duration // of what is deleted, by the store's clock
-	DryRun          bool
+	Through               uint64        // the last round of which objects are deleted
+	MinAge                time.Duration // of what is deleted, by the store's clock
+	DryRun                bool
 }
 
 // StoreCollected is what was deleted or, in a dry run, would be.
