@@ -5508,6 +5508,155 @@ func (*ExtendSandboxResponse) Descriptor() ([]byte, []int) {
 	return file_v1_hostagent_proto_rawDescGZIP(), []int{77}
 }
 
+// SandboxSettings are fields of CreateSandboxRequest that can change.
+type SandboxSettings struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	OnTimeout          OnTimeout              `protobuf:"varint,1,opt,name=on_timeout,json=onTimeout,proto3,enum=hostagent.v1.OnTimeout" json:"on_timeout,omitempty"`
+	AutoResume         bool                   `protobuf:"varint,2,opt,name=auto_resume,json=autoResume,proto3" json:"auto_resume,omitempty"`
+	CheckpointEverySec uint32                 `protobuf:"varint,3,opt,name=checkpoint_every_sec,json=checkpointEverySec,proto3" json:"checkpoint_every_sec,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *SandboxSettings) Reset() {
+	*x = SandboxSettings{}
+	mi := &file_v1_hostagent_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SandboxSettings) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SandboxSettings) ProtoMessage() {}
+
+func (x *SandboxSettings) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SandboxSettings.ProtoReflect.Descriptor instead.
+func (*SandboxSettings) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{78}
+}
+
+func (x *SandboxSettings) GetOnTimeout() OnTimeout {
+	if x != nil {
+		return x.OnTimeout
+	}
+	return OnTimeout_ON_TIMEOUT_UNSPECIFIED
+}
+
+func (x *SandboxSettings) GetAutoResume() bool {
+	if x != nil {
+		return x.AutoResume
+	}
+	return false
+}
+
+func (x *SandboxSettings) GetCheckpointEverySec() uint32 {
+	if x != nil {
+		return x.CheckpointEverySec
+	}
+	return 0
+}
+
+type SetSandboxSettingsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	Settings      *SandboxSettings       `protobuf:"bytes,2,opt,name=settings,proto3" json:"settings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetSandboxSettingsRequest) Reset() {
+	*x = SetSandboxSettingsRequest{}
+	mi := &file_v1_hostagent_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetSandboxSettingsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetSandboxSettingsRequest) ProtoMessage() {}
+
+func (x *SetSandboxSettingsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetSandboxSettingsRequest.ProtoReflect.Descriptor instead.
+func (*SetSandboxSettingsRequest) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{79}
+}
+
+func (x *SetSandboxSettingsRequest) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+func (x *SetSandboxSettingsRequest) GetSettings() *SandboxSettings {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
+type SetSandboxSettingsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetSandboxSettingsResponse) Reset() {
+	*x = SetSandboxSettingsResponse{}
+	mi := &file_v1_hostagent_proto_msgTypes[80]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetSandboxSettingsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetSandboxSettingsResponse) ProtoMessage() {}
+
+func (x *SetSandboxSettingsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[80]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetSandboxSettingsResponse.ProtoReflect.Descriptor instead.
+func (*SetSandboxSettingsResponse) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{80}
+}
+
 type SetNetworkPolicyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
@@ -5520,7 +5669,7 @@ type SetNetworkPolicyRequest struct {
 
 func (x *SetNetworkPolicyRequest) Reset() {
 	*x = SetNetworkPolicyRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[78]
+	mi := &file_v1_hostagent_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5532,7 +5681,7 @@ func (x *SetNetworkPolicyRequest) String() string {
 func (*SetNetworkPolicyRequest) ProtoMessage() {}
 
 func (x *SetNetworkPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[78]
+	mi := &file_v1_hostagent_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5545,7 +5694,7 @@ func (x *SetNetworkPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNetworkPolicyRequest.ProtoReflect.Descriptor instead.
 func (*SetNetworkPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{78}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *SetNetworkPolicyRequest) GetSandboxId() string {
@@ -5579,7 +5728,7 @@ type SetNetworkPolicyResponse struct {
 
 func (x *SetNetworkPolicyResponse) Reset() {
 	*x = SetNetworkPolicyResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[79]
+	mi := &file_v1_hostagent_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5591,7 +5740,7 @@ func (x *SetNetworkPolicyResponse) String() string {
 func (*SetNetworkPolicyResponse) ProtoMessage() {}
 
 func (x *SetNetworkPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[79]
+	mi := &file_v1_hostagent_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5604,7 +5753,7 @@ func (x *SetNetworkPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNetworkPolicyResponse.ProtoReflect.Descriptor instead.
 func (*SetNetworkPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{79}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *SetNetworkPolicyResponse) GetKnowsProxies() bool {
@@ -5627,7 +5776,7 @@ type ReadEgressRequest struct {
 
 func (x *ReadEgressRequest) Reset() {
 	*x = ReadEgressRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[80]
+	mi := &file_v1_hostagent_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5639,7 +5788,7 @@ func (x *ReadEgressRequest) String() string {
 func (*ReadEgressRequest) ProtoMessage() {}
 
 func (x *ReadEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[80]
+	mi := &file_v1_hostagent_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5652,7 +5801,7 @@ func (x *ReadEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEgressRequest.ProtoReflect.Descriptor instead.
 func (*ReadEgressRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{80}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ReadEgressRequest) GetSandboxId() string {
@@ -5687,7 +5836,7 @@ type ReadEgressResponse struct {
 
 func (x *ReadEgressResponse) Reset() {
 	*x = ReadEgressResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[81]
+	mi := &file_v1_hostagent_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5699,7 +5848,7 @@ func (x *ReadEgressResponse) String() string {
 func (*ReadEgressResponse) ProtoMessage() {}
 
 func (x *ReadEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[81]
+	mi := &file_v1_hostagent_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5712,7 +5861,7 @@ func (x *ReadEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEgressResponse.ProtoReflect.Descriptor instead.
 func (*ReadEgressResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{81}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ReadEgressResponse) GetEvents() []*EgressEvent {
@@ -5754,7 +5903,7 @@ type EgressEvent struct {
 
 func (x *EgressEvent) Reset() {
 	*x = EgressEvent{}
-	mi := &file_v1_hostagent_proto_msgTypes[82]
+	mi := &file_v1_hostagent_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5766,7 +5915,7 @@ func (x *EgressEvent) String() string {
 func (*EgressEvent) ProtoMessage() {}
 
 func (x *EgressEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[82]
+	mi := &file_v1_hostagent_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5779,7 +5928,7 @@ func (x *EgressEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressEvent.ProtoReflect.Descriptor instead.
 func (*EgressEvent) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{82}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *EgressEvent) GetSeq() uint64 {
@@ -5879,7 +6028,7 @@ type ExplainEgressRequest struct {
 
 func (x *ExplainEgressRequest) Reset() {
 	*x = ExplainEgressRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[83]
+	mi := &file_v1_hostagent_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5891,7 +6040,7 @@ func (x *ExplainEgressRequest) String() string {
 func (*ExplainEgressRequest) ProtoMessage() {}
 
 func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[83]
+	mi := &file_v1_hostagent_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5904,7 +6053,7 @@ func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressRequest.ProtoReflect.Descriptor instead.
 func (*ExplainEgressRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{83}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *ExplainEgressRequest) GetSandboxId() string {
@@ -5942,7 +6091,7 @@ type ExplainEgressResponse struct {
 
 func (x *ExplainEgressResponse) Reset() {
 	*x = ExplainEgressResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[84]
+	mi := &file_v1_hostagent_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5954,7 +6103,7 @@ func (x *ExplainEgressResponse) String() string {
 func (*ExplainEgressResponse) ProtoMessage() {}
 
 func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[84]
+	mi := &file_v1_hostagent_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5967,7 +6116,7 @@ func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressResponse.ProtoReflect.Descriptor instead.
 func (*ExplainEgressResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{84}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *ExplainEgressResponse) GetAllowed() bool {
@@ -6017,7 +6166,7 @@ type EgressAddress struct {
 
 func (x *EgressAddress) Reset() {
 	*x = EgressAddress{}
-	mi := &file_v1_hostagent_proto_msgTypes[85]
+	mi := &file_v1_hostagent_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6029,7 +6178,7 @@ func (x *EgressAddress) String() string {
 func (*EgressAddress) ProtoMessage() {}
 
 func (x *EgressAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[85]
+	mi := &file_v1_hostagent_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6042,7 +6191,7 @@ func (x *EgressAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressAddress.ProtoReflect.Descriptor instead.
 func (*EgressAddress) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{85}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *EgressAddress) GetAddress() string {
@@ -6085,7 +6234,7 @@ type ReadMetricsRequest struct {
 
 func (x *ReadMetricsRequest) Reset() {
 	*x = ReadMetricsRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[86]
+	mi := &file_v1_hostagent_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6097,7 +6246,7 @@ func (x *ReadMetricsRequest) String() string {
 func (*ReadMetricsRequest) ProtoMessage() {}
 
 func (x *ReadMetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[86]
+	mi := &file_v1_hostagent_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6110,7 +6259,7 @@ func (x *ReadMetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMetricsRequest.ProtoReflect.Descriptor instead.
 func (*ReadMetricsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{86}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ReadMetricsRequest) GetSandboxId() string {
@@ -6143,7 +6292,7 @@ type ReadMetricsResponse struct {
 
 func (x *ReadMetricsResponse) Reset() {
 	*x = ReadMetricsResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[87]
+	mi := &file_v1_hostagent_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6155,7 +6304,7 @@ func (x *ReadMetricsResponse) String() string {
 func (*ReadMetricsResponse) ProtoMessage() {}
 
 func (x *ReadMetricsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[87]
+	mi := &file_v1_hostagent_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6168,7 +6317,7 @@ func (x *ReadMetricsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMetricsResponse.ProtoReflect.Descriptor instead.
 func (*ReadMetricsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{87}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ReadMetricsResponse) GetSamples() []*MetricsSample {
@@ -6196,7 +6345,7 @@ type MetricsSample struct {
 
 func (x *MetricsSample) Reset() {
 	*x = MetricsSample{}
-	mi := &file_v1_hostagent_proto_msgTypes[88]
+	mi := &file_v1_hostagent_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6208,7 +6357,7 @@ func (x *MetricsSample) String() string {
 func (*MetricsSample) ProtoMessage() {}
 
 func (x *MetricsSample) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[88]
+	mi := &file_v1_hostagent_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6221,7 +6370,7 @@ func (x *MetricsSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetricsSample.ProtoReflect.Descriptor instead.
 func (*MetricsSample) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{88}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *MetricsSample) GetAtUnix() int64 {
@@ -6288,7 +6437,7 @@ type ListSandboxesRequest struct {
 
 func (x *ListSandboxesRequest) Reset() {
 	*x = ListSandboxesRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[89]
+	mi := &file_v1_hostagent_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6300,7 +6449,7 @@ func (x *ListSandboxesRequest) String() string {
 func (*ListSandboxesRequest) ProtoMessage() {}
 
 func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[89]
+	mi := &file_v1_hostagent_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6313,7 +6462,7 @@ func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesRequest.ProtoReflect.Descriptor instead.
 func (*ListSandboxesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{89}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{92}
 }
 
 type ListSandboxesResponse struct {
@@ -6328,7 +6477,7 @@ type ListSandboxesResponse struct {
 
 func (x *ListSandboxesResponse) Reset() {
 	*x = ListSandboxesResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[90]
+	mi := &file_v1_hostagent_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6340,7 +6489,7 @@ func (x *ListSandboxesResponse) String() string {
 func (*ListSandboxesResponse) ProtoMessage() {}
 
 func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[90]
+	mi := &file_v1_hostagent_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6353,7 +6502,7 @@ func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesResponse.ProtoReflect.Descriptor instead.
 func (*ListSandboxesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{90}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ListSandboxesResponse) GetSandboxes() []*SandboxInfo {
@@ -6414,14 +6563,16 @@ type SandboxInfo struct {
 	// As in PauseSandboxRequest.
 	SupersededBy uint64 `protobuf:"varint,161,opt,name=superseded_by,json=supersededBy,proto3" json:"superseded_by,omitempty"`
 	// The newest checkpoint that is in the snapshot store; absent for none.
-	NewestStored  *Checkpoint `protobuf:"bytes,162,opt,name=newest_stored,json=newestStored,proto3" json:"newest_stored,omitempty"`
+	NewestStored *Checkpoint `protobuf:"bytes,162,opt,name=newest_stored,json=newestStored,proto3" json:"newest_stored,omitempty"`
+	// Absent of an agent that cannot change them.
+	Settings      *SandboxSettings `protobuf:"bytes,205,opt,name=settings,proto3" json:"settings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SandboxInfo) Reset() {
 	*x = SandboxInfo{}
-	mi := &file_v1_hostagent_proto_msgTypes[91]
+	mi := &file_v1_hostagent_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6433,7 +6584,7 @@ func (x *SandboxInfo) String() string {
 func (*SandboxInfo) ProtoMessage() {}
 
 func (x *SandboxInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[91]
+	mi := &file_v1_hostagent_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6446,7 +6597,7 @@ func (x *SandboxInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxInfo.ProtoReflect.Descriptor instead.
 func (*SandboxInfo) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{91}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *SandboxInfo) GetSandboxId() string {
@@ -6617,6 +6768,13 @@ func (x *SandboxInfo) GetNewestStored() *Checkpoint {
 	return nil
 }
 
+func (x *SandboxInfo) GetSettings() *SandboxSettings {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
 // A guest whose agent does not answer. Calls that need it are refused as
 // unavailable with an ErrorCode of unresponsive, until it answers again.
 type Unresponsive struct {
@@ -6631,7 +6789,7 @@ type Unresponsive struct {
 
 func (x *Unresponsive) Reset() {
 	*x = Unresponsive{}
-	mi := &file_v1_hostagent_proto_msgTypes[92]
+	mi := &file_v1_hostagent_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6643,7 +6801,7 @@ func (x *Unresponsive) String() string {
 func (*Unresponsive) ProtoMessage() {}
 
 func (x *Unresponsive) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[92]
+	mi := &file_v1_hostagent_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6656,7 +6814,7 @@ func (x *Unresponsive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unresponsive.ProtoReflect.Descriptor instead.
 func (*Unresponsive) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{92}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *Unresponsive) GetSince() *timestamppb.Timestamp {
@@ -6681,7 +6839,7 @@ type WatchSandboxesRequest struct {
 
 func (x *WatchSandboxesRequest) Reset() {
 	*x = WatchSandboxesRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[93]
+	mi := &file_v1_hostagent_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6693,7 +6851,7 @@ func (x *WatchSandboxesRequest) String() string {
 func (*WatchSandboxesRequest) ProtoMessage() {}
 
 func (x *WatchSandboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[93]
+	mi := &file_v1_hostagent_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6706,7 +6864,7 @@ func (x *WatchSandboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchSandboxesRequest.ProtoReflect.Descriptor instead.
 func (*WatchSandboxesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{93}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{96}
 }
 
 // Something changed without a call that asked for it.
@@ -6720,7 +6878,7 @@ type WatchSandboxesResponse struct {
 
 func (x *WatchSandboxesResponse) Reset() {
 	*x = WatchSandboxesResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[94]
+	mi := &file_v1_hostagent_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6732,7 +6890,7 @@ func (x *WatchSandboxesResponse) String() string {
 func (*WatchSandboxesResponse) ProtoMessage() {}
 
 func (x *WatchSandboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[94]
+	mi := &file_v1_hostagent_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6745,7 +6903,7 @@ func (x *WatchSandboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchSandboxesResponse.ProtoReflect.Descriptor instead.
 func (*WatchSandboxesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{94}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *WatchSandboxesResponse) GetKeepalive() bool {
@@ -6775,7 +6933,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[95]
+	mi := &file_v1_hostagent_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6787,7 +6945,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[95]
+	mi := &file_v1_hostagent_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6800,7 +6958,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{95}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ExecRequest) GetSandboxId() string {
@@ -6883,7 +7041,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[96]
+	mi := &file_v1_hostagent_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6895,7 +7053,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[96]
+	mi := &file_v1_hostagent_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6908,7 +7066,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{96}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *ExecResponse) GetStdout() []byte {
@@ -6978,7 +7136,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_v1_hostagent_proto_msgTypes[97]
+	mi := &file_v1_hostagent_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6990,7 +7148,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[97]
+	mi := &file_v1_hostagent_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7003,7 +7161,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{97}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *ExecStart) GetSandboxId() string {
@@ -7098,7 +7256,7 @@ type ExecAttach struct {
 
 func (x *ExecAttach) Reset() {
 	*x = ExecAttach{}
-	mi := &file_v1_hostagent_proto_msgTypes[98]
+	mi := &file_v1_hostagent_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7110,7 +7268,7 @@ func (x *ExecAttach) String() string {
 func (*ExecAttach) ProtoMessage() {}
 
 func (x *ExecAttach) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[98]
+	mi := &file_v1_hostagent_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7123,7 +7281,7 @@ func (x *ExecAttach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecAttach.ProtoReflect.Descriptor instead.
 func (*ExecAttach) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{98}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *ExecAttach) GetSandboxId() string {
@@ -7171,7 +7329,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_v1_hostagent_proto_msgTypes[99]
+	mi := &file_v1_hostagent_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7183,7 +7341,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[99]
+	mi := &file_v1_hostagent_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7196,7 +7354,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{99}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *TerminalSize) GetCols() uint32 {
@@ -7232,7 +7390,7 @@ type ExecStreamRequest struct {
 
 func (x *ExecStreamRequest) Reset() {
 	*x = ExecStreamRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[100]
+	mi := &file_v1_hostagent_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7244,7 +7402,7 @@ func (x *ExecStreamRequest) String() string {
 func (*ExecStreamRequest) ProtoMessage() {}
 
 func (x *ExecStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[100]
+	mi := &file_v1_hostagent_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7257,7 +7415,7 @@ func (x *ExecStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStreamRequest.ProtoReflect.Descriptor instead.
 func (*ExecStreamRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{100}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *ExecStreamRequest) GetEvent() isExecStreamRequest_Event {
@@ -7414,7 +7572,7 @@ type ExecStreamResponse struct {
 
 func (x *ExecStreamResponse) Reset() {
 	*x = ExecStreamResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[101]
+	mi := &file_v1_hostagent_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7426,7 +7584,7 @@ func (x *ExecStreamResponse) String() string {
 func (*ExecStreamResponse) ProtoMessage() {}
 
 func (x *ExecStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[101]
+	mi := &file_v1_hostagent_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7439,7 +7597,7 @@ func (x *ExecStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStreamResponse.ProtoReflect.Descriptor instead.
 func (*ExecStreamResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{101}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *ExecStreamResponse) GetEvent() isExecStreamResponse_Event {
@@ -7581,7 +7739,7 @@ type ExecStarted struct {
 
 func (x *ExecStarted) Reset() {
 	*x = ExecStarted{}
-	mi := &file_v1_hostagent_proto_msgTypes[102]
+	mi := &file_v1_hostagent_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7593,7 +7751,7 @@ func (x *ExecStarted) String() string {
 func (*ExecStarted) ProtoMessage() {}
 
 func (x *ExecStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[102]
+	mi := &file_v1_hostagent_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7606,7 +7764,7 @@ func (x *ExecStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
 func (*ExecStarted) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{102}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *ExecStarted) GetPid() uint32 {
@@ -7648,7 +7806,7 @@ type ExecExit struct {
 
 func (x *ExecExit) Reset() {
 	*x = ExecExit{}
-	mi := &file_v1_hostagent_proto_msgTypes[103]
+	mi := &file_v1_hostagent_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7660,7 +7818,7 @@ func (x *ExecExit) String() string {
 func (*ExecExit) ProtoMessage() {}
 
 func (x *ExecExit) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[103]
+	mi := &file_v1_hostagent_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7673,7 +7831,7 @@ func (x *ExecExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecExit.ProtoReflect.Descriptor instead.
 func (*ExecExit) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{103}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ExecExit) GetExitCode() int32 {
@@ -7708,7 +7866,7 @@ type SignalProcessRequest struct {
 
 func (x *SignalProcessRequest) Reset() {
 	*x = SignalProcessRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[104]
+	mi := &file_v1_hostagent_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7720,7 +7878,7 @@ func (x *SignalProcessRequest) String() string {
 func (*SignalProcessRequest) ProtoMessage() {}
 
 func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[104]
+	mi := &file_v1_hostagent_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7733,7 +7891,7 @@ func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessRequest.ProtoReflect.Descriptor instead.
 func (*SignalProcessRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{104}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *SignalProcessRequest) GetSandboxId() string {
@@ -7765,7 +7923,7 @@ type SignalProcessResponse struct {
 
 func (x *SignalProcessResponse) Reset() {
 	*x = SignalProcessResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[105]
+	mi := &file_v1_hostagent_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7777,7 +7935,7 @@ func (x *SignalProcessResponse) String() string {
 func (*SignalProcessResponse) ProtoMessage() {}
 
 func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[105]
+	mi := &file_v1_hostagent_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7790,7 +7948,7 @@ func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessResponse.ProtoReflect.Descriptor instead.
 func (*SignalProcessResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{105}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{108}
 }
 
 type WriteFileRequest struct {
@@ -7805,7 +7963,7 @@ type WriteFileRequest struct {
 
 func (x *WriteFileRequest) Reset() {
 	*x = WriteFileRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[106]
+	mi := &file_v1_hostagent_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7817,7 +7975,7 @@ func (x *WriteFileRequest) String() string {
 func (*WriteFileRequest) ProtoMessage() {}
 
 func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[106]
+	mi := &file_v1_hostagent_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7830,7 +7988,7 @@ func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileRequest.ProtoReflect.Descriptor instead.
 func (*WriteFileRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{106}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *WriteFileRequest) GetSandboxId() string {
@@ -7869,7 +8027,7 @@ type WriteFileResponse struct {
 
 func (x *WriteFileResponse) Reset() {
 	*x = WriteFileResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[107]
+	mi := &file_v1_hostagent_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7881,7 +8039,7 @@ func (x *WriteFileResponse) String() string {
 func (*WriteFileResponse) ProtoMessage() {}
 
 func (x *WriteFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[107]
+	mi := &file_v1_hostagent_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7894,7 +8052,7 @@ func (x *WriteFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileResponse.ProtoReflect.Descriptor instead.
 func (*WriteFileResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{107}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{110}
 }
 
 type ReadFileRequest struct {
@@ -7908,7 +8066,7 @@ type ReadFileRequest struct {
 
 func (x *ReadFileRequest) Reset() {
 	*x = ReadFileRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[108]
+	mi := &file_v1_hostagent_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7920,7 +8078,7 @@ func (x *ReadFileRequest) String() string {
 func (*ReadFileRequest) ProtoMessage() {}
 
 func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[108]
+	mi := &file_v1_hostagent_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7933,7 +8091,7 @@ func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileRequest.ProtoReflect.Descriptor instead.
 func (*ReadFileRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{108}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *ReadFileRequest) GetSandboxId() string {
@@ -7966,7 +8124,7 @@ type ReadFileResponse struct {
 
 func (x *ReadFileResponse) Reset() {
 	*x = ReadFileResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[109]
+	mi := &file_v1_hostagent_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7978,7 +8136,7 @@ func (x *ReadFileResponse) String() string {
 func (*ReadFileResponse) ProtoMessage() {}
 
 func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[109]
+	mi := &file_v1_hostagent_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7991,7 +8149,7 @@ func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileResponse.ProtoReflect.Descriptor instead.
 func (*ReadFileResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{109}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *ReadFileResponse) GetContent() []byte {
@@ -8015,7 +8173,7 @@ type WriteFileStreamRequest struct {
 
 func (x *WriteFileStreamRequest) Reset() {
 	*x = WriteFileStreamRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[110]
+	mi := &file_v1_hostagent_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8027,7 +8185,7 @@ func (x *WriteFileStreamRequest) String() string {
 func (*WriteFileStreamRequest) ProtoMessage() {}
 
 func (x *WriteFileStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[110]
+	mi := &file_v1_hostagent_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8040,7 +8198,7 @@ func (x *WriteFileStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileStreamRequest.ProtoReflect.Descriptor instead.
 func (*WriteFileStreamRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{110}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *WriteFileStreamRequest) GetPart() isWriteFileStreamRequest_Part {
@@ -8111,7 +8269,7 @@ type WriteFileMeta struct {
 
 func (x *WriteFileMeta) Reset() {
 	*x = WriteFileMeta{}
-	mi := &file_v1_hostagent_proto_msgTypes[111]
+	mi := &file_v1_hostagent_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8123,7 +8281,7 @@ func (x *WriteFileMeta) String() string {
 func (*WriteFileMeta) ProtoMessage() {}
 
 func (x *WriteFileMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[111]
+	mi := &file_v1_hostagent_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8136,7 +8294,7 @@ func (x *WriteFileMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileMeta.ProtoReflect.Descriptor instead.
 func (*WriteFileMeta) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{111}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *WriteFileMeta) GetSandboxId() string {
@@ -8168,7 +8326,7 @@ type WriteFileStreamResponse struct {
 
 func (x *WriteFileStreamResponse) Reset() {
 	*x = WriteFileStreamResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[112]
+	mi := &file_v1_hostagent_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8180,7 +8338,7 @@ func (x *WriteFileStreamResponse) String() string {
 func (*WriteFileStreamResponse) ProtoMessage() {}
 
 func (x *WriteFileStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[112]
+	mi := &file_v1_hostagent_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8193,7 +8351,7 @@ func (x *WriteFileStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileStreamResponse.ProtoReflect.Descriptor instead.
 func (*WriteFileStreamResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{112}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{115}
 }
 
 type ReadFileStreamRequest struct {
@@ -8207,7 +8365,7 @@ type ReadFileStreamRequest struct {
 
 func (x *ReadFileStreamRequest) Reset() {
 	*x = ReadFileStreamRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[113]
+	mi := &file_v1_hostagent_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8219,7 +8377,7 @@ func (x *ReadFileStreamRequest) String() string {
 func (*ReadFileStreamRequest) ProtoMessage() {}
 
 func (x *ReadFileStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[113]
+	mi := &file_v1_hostagent_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8232,7 +8390,7 @@ func (x *ReadFileStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileStreamRequest.ProtoReflect.Descriptor instead.
 func (*ReadFileStreamRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{113}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *ReadFileStreamRequest) GetSandboxId() string {
@@ -8265,7 +8423,7 @@ type ReadFileStreamResponse struct {
 
 func (x *ReadFileStreamResponse) Reset() {
 	*x = ReadFileStreamResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[114]
+	mi := &file_v1_hostagent_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8277,7 +8435,7 @@ func (x *ReadFileStreamResponse) String() string {
 func (*ReadFileStreamResponse) ProtoMessage() {}
 
 func (x *ReadFileStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[114]
+	mi := &file_v1_hostagent_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8290,7 +8448,7 @@ func (x *ReadFileStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileStreamResponse.ProtoReflect.Descriptor instead.
 func (*ReadFileStreamResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{114}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *ReadFileStreamResponse) GetChunk() []byte {
@@ -8311,7 +8469,7 @@ type ReadConsoleRequest struct {
 
 func (x *ReadConsoleRequest) Reset() {
 	*x = ReadConsoleRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[115]
+	mi := &file_v1_hostagent_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8323,7 +8481,7 @@ func (x *ReadConsoleRequest) String() string {
 func (*ReadConsoleRequest) ProtoMessage() {}
 
 func (x *ReadConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[115]
+	mi := &file_v1_hostagent_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8336,7 +8494,7 @@ func (x *ReadConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ReadConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{115}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *ReadConsoleRequest) GetSandboxId() string {
@@ -8362,7 +8520,7 @@ type ReadConsoleResponse struct {
 
 func (x *ReadConsoleResponse) Reset() {
 	*x = ReadConsoleResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[116]
+	mi := &file_v1_hostagent_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8374,7 +8532,7 @@ func (x *ReadConsoleResponse) String() string {
 func (*ReadConsoleResponse) ProtoMessage() {}
 
 func (x *ReadConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[116]
+	mi := &file_v1_hostagent_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8387,7 +8545,7 @@ func (x *ReadConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ReadConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{116}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *ReadConsoleResponse) GetChunk() []byte {
@@ -8810,7 +8968,18 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1f\n" +
 	"\vtimeout_sec\x18\x02 \x01(\rR\n" +
 	"timeoutSec\"\x17\n" +
-	"\x15ExtendSandboxResponse\"\xb2\x01\n" +
+	"\x15ExtendSandboxResponse\"\x9c\x01\n" +
+	"\x0fSandboxSettings\x126\n" +
+	"\n" +
+	"on_timeout\x18\x01 \x01(\x0e2\x17.hostagent.v1.OnTimeoutR\tonTimeout\x12\x1f\n" +
+	"\vauto_resume\x18\x02 \x01(\bR\n" +
+	"autoResume\x120\n" +
+	"\x14checkpoint_every_sec\x18\x03 \x01(\rR\x12checkpointEverySec\"u\n" +
+	"\x19SetSandboxSettingsRequest\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x129\n" +
+	"\bsettings\x18\x02 \x01(\v2\x1d.hostagent.v1.SandboxSettingsR\bsettings\"\x1c\n" +
+	"\x1aSetSandboxSettingsResponse\"\xb2\x01\n" +
 	"\x17SetNetworkPolicyRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12B\n" +
@@ -8880,7 +9049,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x15ListSandboxesResponse\x127\n" +
 	"\tsandboxes\x18\x01 \x03(\v2\x19.hostagent.v1.SandboxInfoR\tsandboxes\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x125\n" +
-	"\btaken_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\atakenAt\"\xbf\a\n" +
+	"\btaken_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\atakenAt\"\xfb\a\n" +
 	"\vSandboxInfo\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x123\n" +
@@ -8912,7 +9081,8 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"stored_key\x18Q \x01(\tR\tstoredKey\x12\x15\n" +
 	"\x05epoch\x18\xa0\x01 \x01(\x04R\x05epoch\x12$\n" +
 	"\rsuperseded_by\x18\xa1\x01 \x01(\x04R\fsupersededBy\x12>\n" +
-	"\rnewest_stored\x18\xa2\x01 \x01(\v2\x18.hostagent.v1.CheckpointR\fnewestStored\"X\n" +
+	"\rnewest_stored\x18\xa2\x01 \x01(\v2\x18.hostagent.v1.CheckpointR\fnewestStored\x12:\n" +
+	"\bsettings\x18\xcd\x01 \x01(\v2\x1d.hostagent.v1.SandboxSettingsR\bsettings\"X\n" +
 	"\fUnresponsive\x120\n" +
 	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x17\n" +
@@ -9083,7 +9253,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x06Signal\x12\x16\n" +
 	"\x12SIGNAL_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSIGNAL_SIGKILL\x10\t\x12\x12\n" +
-	"\x0eSIGNAL_SIGTERM\x10\x0f2\xf3\x1f\n" +
+	"\x0eSIGNAL_SIGTERM\x10\x0f2\xdc \n" +
 	"\x10HostAgentService\x12=\n" +
 	"\x04Ping\x12\x19.hostagent.v1.PingRequest\x1a\x1a.hostagent.v1.PingResponse\x12X\n" +
 	"\rCreateSandbox\x12\".hostagent.v1.CreateSandboxRequest\x1a#.hostagent.v1.CreateSandboxResponse\x12X\n" +
@@ -9100,7 +9270,8 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x0fListCheckpoints\x12$.hostagent.v1.ListCheckpointsRequest\x1a%.hostagent.v1.ListCheckpointsResponse\x12d\n" +
 	"\x11RestoreCheckpoint\x12&.hostagent.v1.RestoreCheckpointRequest\x1a'.hostagent.v1.RestoreCheckpointResponse\x12a\n" +
 	"\x10DeleteCheckpoint\x12%.hostagent.v1.DeleteCheckpointRequest\x1a&.hostagent.v1.DeleteCheckpointResponse\x12X\n" +
-	"\rExtendSandbox\x12\".hostagent.v1.ExtendSandboxRequest\x1a#.hostagent.v1.ExtendSandboxResponse\x12a\n" +
+	"\rExtendSandbox\x12\".hostagent.v1.ExtendSandboxRequest\x1a#.hostagent.v1.ExtendSandboxResponse\x12g\n" +
+	"\x12SetSandboxSettings\x12'.hostagent.v1.SetSandboxSettingsRequest\x1a(.hostagent.v1.SetSandboxSettingsResponse\x12a\n" +
 	"\x10SetNetworkPolicy\x12%.hostagent.v1.SetNetworkPolicyRequest\x1a&.hostagent.v1.SetNetworkPolicyResponse\x12R\n" +
 	"\vReadMetrics\x12 .hostagent.v1.ReadMetricsRequest\x1a!.hostagent.v1.ReadMetricsResponse\x12O\n" +
 	"\n" +
@@ -9146,7 +9317,7 @@ func file_v1_hostagent_proto_rawDescGZIP() []byte {
 }
 
 var file_v1_hostagent_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_v1_hostagent_proto_msgTypes = make([]protoimpl.MessageInfo, 125)
+var file_v1_hostagent_proto_msgTypes = make([]protoimpl.MessageInfo, 128)
 var file_v1_hostagent_proto_goTypes = []any{
 	(OnTimeout)(0),                      // 0: hostagent.v1.OnTimeout
 	(SandboxStatus)(0),                  // 1: hostagent.v1.SandboxStatus
@@ -9232,60 +9403,63 @@ var file_v1_hostagent_proto_goTypes = []any{
 	(*DeleteCheckpointResponse)(nil),    // 81: hostagent.v1.DeleteCheckpointResponse
 	(*ExtendSandboxRequest)(nil),        // 82: hostagent.v1.ExtendSandboxRequest
 	(*ExtendSandboxResponse)(nil),       // 83: hostagent.v1.ExtendSandboxResponse
-	(*SetNetworkPolicyRequest)(nil),     // 84: hostagent.v1.SetNetworkPolicyRequest
-	(*SetNetworkPolicyResponse)(nil),    // 85: hostagent.v1.SetNetworkPolicyResponse
-	(*ReadEgressRequest)(nil),           // 86: hostagent.v1.ReadEgressRequest
-	(*ReadEgressResponse)(nil),          // 87: hostagent.v1.ReadEgressResponse
-	(*EgressEvent)(nil),                 // 88: hostagent.v1.EgressEvent
-	(*ExplainEgressRequest)(nil),        // 89: hostagent.v1.ExplainEgressRequest
-	(*ExplainEgressResponse)(nil),       // 90: hostagent.v1.ExplainEgressResponse
-	(*EgressAddress)(nil),               // 91: hostagent.v1.EgressAddress
-	(*ReadMetricsRequest)(nil),          // 92: hostagent.v1.ReadMetricsRequest
-	(*ReadMetricsResponse)(nil),         // 93: hostagent.v1.ReadMetricsResponse
-	(*MetricsSample)(nil),               // 94: hostagent.v1.MetricsSample
-	(*ListSandboxesRequest)(nil),        // 95: hostagent.v1.ListSandboxesRequest
-	(*ListSandboxesResponse)(nil),       // 96: hostagent.v1.ListSandboxesResponse
-	(*SandboxInfo)(nil),                 // 97: hostagent.v1.SandboxInfo
-	(*Unresponsive)(nil),                // 98: hostagent.v1.Unresponsive
-	(*WatchSandboxesRequest)(nil),       // 99: hostagent.v1.WatchSandboxesRequest
-	(*WatchSandboxesResponse)(nil),      // 100: hostagent.v1.WatchSandboxesResponse
-	(*ExecRequest)(nil),                 // 101: hostagent.v1.ExecRequest
-	(*ExecResponse)(nil),                // 102: hostagent.v1.ExecResponse
-	(*ExecStart)(nil),                   // 103: hostagent.v1.ExecStart
-	(*ExecAttach)(nil),                  // 104: hostagent.v1.ExecAttach
-	(*TerminalSize)(nil),                // 105: hostagent.v1.TerminalSize
-	(*ExecStreamRequest)(nil),           // 106: hostagent.v1.ExecStreamRequest
-	(*ExecStreamResponse)(nil),          // 107: hostagent.v1.ExecStreamResponse
-	(*ExecStarted)(nil),                 // 108: hostagent.v1.ExecStarted
-	(*ExecExit)(nil),                    // 109: hostagent.v1.ExecExit
-	(*SignalProcessRequest)(nil),        // 110: hostagent.v1.SignalProcessRequest
-	(*SignalProcessResponse)(nil),       // 111: hostagent.v1.SignalProcessResponse
-	(*WriteFileRequest)(nil),            // 112: hostagent.v1.WriteFileRequest
-	(*WriteFileResponse)(nil),           // 113: hostagent.v1.WriteFileResponse
-	(*ReadFileRequest)(nil),             // 114: hostagent.v1.ReadFileRequest
-	(*ReadFileResponse)(nil),            // 115: hostagent.v1.ReadFileResponse
-	(*WriteFileStreamRequest)(nil),      // 116: hostagent.v1.WriteFileStreamRequest
-	(*WriteFileMeta)(nil),               // 117: hostagent.v1.WriteFileMeta
-	(*WriteFileStreamResponse)(nil),     // 118: hostagent.v1.WriteFileStreamResponse
-	(*ReadFileStreamRequest)(nil),       // 119: hostagent.v1.ReadFileStreamRequest
-	(*ReadFileStreamResponse)(nil),      // 120: hostagent.v1.ReadFileStreamResponse
-	(*ReadConsoleRequest)(nil),          // 121: hostagent.v1.ReadConsoleRequest
-	(*ReadConsoleResponse)(nil),         // 122: hostagent.v1.ReadConsoleResponse
-	nil,                                 // 123: hostagent.v1.PingResponse.LabelsEntry
-	nil,                                 // 124: hostagent.v1.CreateSandboxRequest.EnvEntry
-	nil,                                 // 125: hostagent.v1.SecretValues.ValuesEntry
-	nil,                                 // 126: hostagent.v1.BuildTemplateRequest.EnvEntry
-	nil,                                 // 127: hostagent.v1.TemplateBuilt.EnvEntry
-	nil,                                 // 128: hostagent.v1.ForkSandboxRequest.AccessTokensEntry
-	nil,                                 // 129: hostagent.v1.ExecRequest.EnvEntry
-	nil,                                 // 130: hostagent.v1.ExecStart.EnvEntry
-	(*timestamppb.Timestamp)(nil),       // 131: google.protobuf.Timestamp
+	(*SandboxSettings)(nil),             // 84: hostagent.v1.SandboxSettings
+	(*SetSandboxSettingsRequest)(nil),   // 85: hostagent.v1.SetSandboxSettingsRequest
+	(*SetSandboxSettingsResponse)(nil),  // 86: hostagent.v1.SetSandboxSettingsResponse
+	(*SetNetworkPolicyRequest)(nil),     // 87: hostagent.v1.SetNetworkPolicyRequest
+	(*SetNetworkPolicyResponse)(nil),    // 88: hostagent.v1.SetNetworkPolicyResponse
+	(*ReadEgressRequest)(nil),           // 89: hostagent.v1.ReadEgressRequest
+	(*ReadEgressResponse)(nil),          // 90: hostagent.v1.ReadEgressResponse
+	(*EgressEvent)(nil),                 // 91: hostagent.v1.EgressEvent
+	(*ExplainEgressRequest)(nil),        // 92: hostagent.v1.ExplainEgressRequest
+	(*ExplainEgressResponse)(nil),       // 93: hostagent.v1.ExplainEgressResponse
+	(*EgressAddress)(nil),               // 94: hostagent.v1.EgressAddress
+	(*ReadMetricsRequest)(nil),          // 95: hostagent.v1.ReadMetricsRequest
+	(*ReadMetricsResponse)(nil),         // 96: hostagent.v1.ReadMetricsResponse
+	(*MetricsSample)(nil),               // 97: hostagent.v1.MetricsSample
+	(*ListSandboxesRequest)(nil),        // 98: hostagent.v1.ListSandboxesRequest
+	(*ListSandboxesResponse)(nil),       // 99: hostagent.v1.ListSandboxesResponse
+	(*SandboxInfo)(nil),                 // 100: hostagent.v1.SandboxInfo
+	(*Unresponsive)(nil),                // 101: hostagent.v1.Unresponsive
+	(*WatchSandboxesRequest)(nil),       // 102: hostagent.v1.WatchSandboxesRequest
+	(*WatchSandboxesResponse)(nil),      // 103: hostagent.v1.WatchSandboxesResponse
+	(*ExecRequest)(nil),                 // 104: hostagent.v1.ExecRequest
+	(*ExecResponse)(nil),                // 105: hostagent.v1.ExecResponse
+	(*ExecStart)(nil),                   // 106: hostagent.v1.ExecStart
+	(*ExecAttach)(nil),                  // 107: hostagent.v1.ExecAttach
+	(*TerminalSize)(nil),                // 108: hostagent.v1.TerminalSize
+	(*ExecStreamRequest)(nil),           // 109: hostagent.v1.ExecStreamRequest
+	(*ExecStreamResponse)(nil),          // 110: hostagent.v1.ExecStreamResponse
+	(*ExecStarted)(nil),                 // 111: hostagent.v1.ExecStarted
+	(*ExecExit)(nil),                    // 112: hostagent.v1.ExecExit
+	(*SignalProcessRequest)(nil),        // 113: hostagent.v1.SignalProcessRequest
+	(*SignalProcessResponse)(nil),       // 114: hostagent.v1.SignalProcessResponse
+	(*WriteFileRequest)(nil),            // 115: hostagent.v1.WriteFileRequest
+	(*WriteFileResponse)(nil),           // 116: hostagent.v1.WriteFileResponse
+	(*ReadFileRequest)(nil),             // 117: hostagent.v1.ReadFileRequest
+	(*ReadFileResponse)(nil),            // 118: hostagent.v1.ReadFileResponse
+	(*WriteFileStreamRequest)(nil),      // 119: hostagent.v1.WriteFileStreamRequest
+	(*WriteFileMeta)(nil),               // 120: hostagent.v1.WriteFileMeta
+	(*WriteFileStreamResponse)(nil),     // 121: hostagent.v1.WriteFileStreamResponse
+	(*ReadFileStreamRequest)(nil),       // 122: hostagent.v1.ReadFileStreamRequest
+	(*ReadFileStreamResponse)(nil),      // 123: hostagent.v1.ReadFileStreamResponse
+	(*ReadConsoleRequest)(nil),          // 124: hostagent.v1.ReadConsoleRequest
+	(*ReadConsoleResponse)(nil),         // 125: hostagent.v1.ReadConsoleResponse
+	nil,                                 // 126: hostagent.v1.PingResponse.LabelsEntry
+	nil,                                 // 127: hostagent.v1.CreateSandboxRequest.EnvEntry
+	nil,                                 // 128: hostagent.v1.SecretValues.ValuesEntry
+	nil,                                 // 129: hostagent.v1.BuildTemplateRequest.EnvEntry
+	nil,                                 // 130: hostagent.v1.TemplateBuilt.EnvEntry
+	nil,                                 // 131: hostagent.v1.ForkSandboxRequest.AccessTokensEntry
+	nil,                                 // 132: hostagent.v1.ExecRequest.EnvEntry
+	nil,                                 // 133: hostagent.v1.ExecStart.EnvEntry
+	(*timestamppb.Timestamp)(nil),       // 134: google.protobuf.Timestamp
 }
 var file_v1_hostagent_proto_depIdxs = []int32{
 	10,  // 0: hostagent.v1.PingResponse.capacity:type_name -> hostagent.v1.Capacity
-	123, // 1: hostagent.v1.PingResponse.labels:type_name -> hostagent.v1.PingResponse.LabelsEntry
+	126, // 1: hostagent.v1.PingResponse.labels:type_name -> hostagent.v1.PingResponse.LabelsEntry
 	9,   // 2: hostagent.v1.PingResponse.platform:type_name -> hostagent.v1.Platform
-	124, // 3: hostagent.v1.CreateSandboxRequest.env:type_name -> hostagent.v1.CreateSandboxRequest.EnvEntry
+	127, // 3: hostagent.v1.CreateSandboxRequest.env:type_name -> hostagent.v1.CreateSandboxRequest.EnvEntry
 	0,   // 4: hostagent.v1.CreateSandboxRequest.on_timeout:type_name -> hostagent.v1.OnTimeout
 	20,  // 5: hostagent.v1.CreateSandboxRequest.volumes:type_name -> hostagent.v1.VolumeMount
 	14,  // 6: hostagent.v1.CreateSandboxRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
@@ -9294,11 +9468,11 @@ var file_v1_hostagent_proto_depIdxs = []int32{
 	16,  // 9: hostagent.v1.NetworkPolicy.layers:type_name -> hostagent.v1.NetworkLayer
 	15,  // 10: hostagent.v1.NetworkPolicy.proxy:type_name -> hostagent.v1.EgressProxy
 	18,  // 11: hostagent.v1.HeaderRule.headers:type_name -> hostagent.v1.Header
-	125, // 12: hostagent.v1.SecretValues.values:type_name -> hostagent.v1.SecretValues.ValuesEntry
+	128, // 12: hostagent.v1.SecretValues.values:type_name -> hostagent.v1.SecretValues.ValuesEntry
 	5,   // 13: hostagent.v1.VolumeEntry.type:type_name -> hostagent.v1.VolumeEntry.Type
-	131, // 14: hostagent.v1.VolumeEntry.accessed_at:type_name -> google.protobuf.Timestamp
-	131, // 15: hostagent.v1.VolumeEntry.modified_at:type_name -> google.protobuf.Timestamp
-	131, // 16: hostagent.v1.VolumeEntry.changed_at:type_name -> google.protobuf.Timestamp
+	134, // 14: hostagent.v1.VolumeEntry.accessed_at:type_name -> google.protobuf.Timestamp
+	134, // 15: hostagent.v1.VolumeEntry.modified_at:type_name -> google.protobuf.Timestamp
+	134, // 16: hostagent.v1.VolumeEntry.changed_at:type_name -> google.protobuf.Timestamp
 	26,  // 17: hostagent.v1.StatVolumeFileResponse.entry:type_name -> hostagent.v1.VolumeEntry
 	26,  // 18: hostagent.v1.ListVolumeFilesResponse.entries:type_name -> hostagent.v1.VolumeEntry
 	25,  // 19: hostagent.v1.MakeVolumeDirectoryRequest.attributes:type_name -> hostagent.v1.VolumeAttributes
@@ -9310,149 +9484,154 @@ var file_v1_hostagent_proto_depIdxs = []int32{
 	26,  // 25: hostagent.v1.WriteVolumeFileResponse.entry:type_name -> hostagent.v1.VolumeEntry
 	61,  // 26: hostagent.v1.StartSandboxResponse.started:type_name -> hostagent.v1.CreateSandboxResponse
 	48,  // 27: hostagent.v1.BuildTemplateRequest.container:type_name -> hostagent.v1.ContainerImage
-	126, // 28: hostagent.v1.BuildTemplateRequest.env:type_name -> hostagent.v1.BuildTemplateRequest.EnvEntry
+	129, // 28: hostagent.v1.BuildTemplateRequest.env:type_name -> hostagent.v1.BuildTemplateRequest.EnvEntry
 	42,  // 29: hostagent.v1.BuildTemplateRequest.steps:type_name -> hostagent.v1.BuildStep
 	14,  // 30: hostagent.v1.BuildTemplateRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
 	44,  // 31: hostagent.v1.PutBuildFilesRequest.files:type_name -> hostagent.v1.BuildFiles
 	44,  // 32: hostagent.v1.FindBuildFilesRequest.files:type_name -> hostagent.v1.BuildFiles
 	50,  // 33: hostagent.v1.BuildTemplateResponse.done:type_name -> hostagent.v1.TemplateBuilt
-	127, // 34: hostagent.v1.TemplateBuilt.env:type_name -> hostagent.v1.TemplateBuilt.EnvEntry
+	130, // 34: hostagent.v1.TemplateBuilt.env:type_name -> hostagent.v1.TemplateBuilt.EnvEntry
 	55,  // 35: hostagent.v1.CollectStoreResponse.listed:type_name -> hostagent.v1.StoreObject
 	60,  // 36: hostagent.v1.ListTemplatesResponse.stored:type_name -> hostagent.v1.StoredTemplate
-	131, // 37: hostagent.v1.StoredTemplate.at:type_name -> google.protobuf.Timestamp
+	134, // 37: hostagent.v1.StoredTemplate.at:type_name -> google.protobuf.Timestamp
 	1,   // 38: hostagent.v1.CreateSandboxResponse.status:type_name -> hostagent.v1.SandboxStatus
 	14,  // 39: hostagent.v1.CreateSandboxResponse.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	128, // 40: hostagent.v1.ForkSandboxRequest.access_tokens:type_name -> hostagent.v1.ForkSandboxRequest.AccessTokensEntry
+	131, // 40: hostagent.v1.ForkSandboxRequest.access_tokens:type_name -> hostagent.v1.ForkSandboxRequest.AccessTokensEntry
 	72,  // 41: hostagent.v1.ForkSandboxResponse.results:type_name -> hostagent.v1.ForkResult
 	11,  // 42: hostagent.v1.CopyCheckpointRequest.sandbox:type_name -> hostagent.v1.CreateSandboxRequest
 	61,  // 43: hostagent.v1.CopyCheckpointResponse.sandbox:type_name -> hostagent.v1.CreateSandboxResponse
-	131, // 44: hostagent.v1.Checkpoint.stored_at:type_name -> google.protobuf.Timestamp
+	134, // 44: hostagent.v1.Checkpoint.stored_at:type_name -> google.protobuf.Timestamp
 	73,  // 45: hostagent.v1.CreateCheckpointResponse.checkpoint:type_name -> hostagent.v1.Checkpoint
 	73,  // 46: hostagent.v1.ListCheckpointsResponse.checkpoints:type_name -> hostagent.v1.Checkpoint
-	14,  // 47: hostagent.v1.SetNetworkPolicyRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	19,  // 48: hostagent.v1.SetNetworkPolicyRequest.secrets:type_name -> hostagent.v1.SecretValues
-	88,  // 49: hostagent.v1.ReadEgressResponse.events:type_name -> hostagent.v1.EgressEvent
-	91,  // 50: hostagent.v1.ExplainEgressResponse.addresses:type_name -> hostagent.v1.EgressAddress
-	94,  // 51: hostagent.v1.ReadMetricsResponse.samples:type_name -> hostagent.v1.MetricsSample
-	97,  // 52: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.SandboxInfo
-	131, // 53: hostagent.v1.ListSandboxesResponse.taken_at:type_name -> google.protobuf.Timestamp
-	1,   // 54: hostagent.v1.SandboxInfo.status:type_name -> hostagent.v1.SandboxStatus
-	0,   // 55: hostagent.v1.SandboxInfo.on_timeout:type_name -> hostagent.v1.OnTimeout
-	14,  // 56: hostagent.v1.SandboxInfo.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	98,  // 57: hostagent.v1.SandboxInfo.unresponsive:type_name -> hostagent.v1.Unresponsive
-	2,   // 58: hostagent.v1.SandboxInfo.end_cause:type_name -> hostagent.v1.EndCause
-	131, // 59: hostagent.v1.SandboxInfo.stored_at:type_name -> google.protobuf.Timestamp
-	73,  // 60: hostagent.v1.SandboxInfo.newest_stored:type_name -> hostagent.v1.Checkpoint
-	131, // 61: hostagent.v1.Unresponsive.since:type_name -> google.protobuf.Timestamp
-	129, // 62: hostagent.v1.ExecRequest.env:type_name -> hostagent.v1.ExecRequest.EnvEntry
-	3,   // 63: hostagent.v1.ExecResponse.reason:type_name -> hostagent.v1.ExecEndReason
-	130, // 64: hostagent.v1.ExecStart.env:type_name -> hostagent.v1.ExecStart.EnvEntry
-	105, // 65: hostagent.v1.ExecStart.pty:type_name -> hostagent.v1.TerminalSize
-	103, // 66: hostagent.v1.ExecStreamRequest.start:type_name -> hostagent.v1.ExecStart
-	104, // 67: hostagent.v1.ExecStreamRequest.attach:type_name -> hostagent.v1.ExecAttach
-	105, // 68: hostagent.v1.ExecStreamRequest.resize:type_name -> hostagent.v1.TerminalSize
-	4,   // 69: hostagent.v1.ExecStreamRequest.signal:type_name -> hostagent.v1.Signal
-	108, // 70: hostagent.v1.ExecStreamResponse.started:type_name -> hostagent.v1.ExecStarted
-	109, // 71: hostagent.v1.ExecStreamResponse.exit:type_name -> hostagent.v1.ExecExit
-	3,   // 72: hostagent.v1.ExecExit.reason:type_name -> hostagent.v1.ExecEndReason
-	4,   // 73: hostagent.v1.SignalProcessRequest.signal:type_name -> hostagent.v1.Signal
-	117, // 74: hostagent.v1.WriteFileStreamRequest.meta:type_name -> hostagent.v1.WriteFileMeta
-	38,  // 75: hostagent.v1.WriteFileStreamRequest.volume:type_name -> hostagent.v1.WriteVolumeFileMeta
-	7,   // 76: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
-	11,  // 77: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
-	11,  // 78: hostagent.v1.HostAgentService.StartSandbox:input_type -> hostagent.v1.CreateSandboxRequest
-	62,  // 79: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
-	64,  // 80: hostagent.v1.HostAgentService.PauseSandbox:input_type -> hostagent.v1.PauseSandboxRequest
-	66,  // 81: hostagent.v1.HostAgentService.ResumeSandbox:input_type -> hostagent.v1.ResumeSandboxRequest
-	12,  // 82: hostagent.v1.HostAgentService.FetchSandbox:input_type -> hostagent.v1.FetchSandboxRequest
-	95,  // 83: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
-	99,  // 84: hostagent.v1.HostAgentService.WatchSandboxes:input_type -> hostagent.v1.WatchSandboxesRequest
-	68,  // 85: hostagent.v1.HostAgentService.ForkSandbox:input_type -> hostagent.v1.ForkSandboxRequest
-	70,  // 86: hostagent.v1.HostAgentService.CopyCheckpoint:input_type -> hostagent.v1.CopyCheckpointRequest
-	74,  // 87: hostagent.v1.HostAgentService.CreateCheckpoint:input_type -> hostagent.v1.CreateCheckpointRequest
-	76,  // 88: hostagent.v1.HostAgentService.ListCheckpoints:input_type -> hostagent.v1.ListCheckpointsRequest
-	78,  // 89: hostagent.v1.HostAgentService.RestoreCheckpoint:input_type -> hostagent.v1.RestoreCheckpointRequest
-	80,  // 90: hostagent.v1.HostAgentService.DeleteCheckpoint:input_type -> hostagent.v1.DeleteCheckpointRequest
-	82,  // 91: hostagent.v1.HostAgentService.ExtendSandbox:input_type -> hostagent.v1.ExtendSandboxRequest
-	84,  // 92: hostagent.v1.HostAgentService.SetNetworkPolicy:input_type -> hostagent.v1.SetNetworkPolicyRequest
-	92,  // 93: hostagent.v1.HostAgentService.ReadMetrics:input_type -> hostagent.v1.ReadMetricsRequest
-	86,  // 94: hostagent.v1.HostAgentService.ReadEgress:input_type -> hostagent.v1.ReadEgressRequest
-	89,  // 95: hostagent.v1.HostAgentService.ExplainEgress:input_type -> hostagent.v1.ExplainEgressRequest
-	41,  // 96: hostagent.v1.HostAgentService.BuildTemplate:input_type -> hostagent.v1.BuildTemplateRequest
-	56,  // 97: hostagent.v1.HostAgentService.DeleteTemplate:input_type -> hostagent.v1.DeleteTemplateRequest
-	51,  // 98: hostagent.v1.HostAgentService.ListStoreReferences:input_type -> hostagent.v1.ListStoreReferencesRequest
-	53,  // 99: hostagent.v1.HostAgentService.CollectStore:input_type -> hostagent.v1.CollectStoreRequest
-	58,  // 100: hostagent.v1.HostAgentService.ListTemplates:input_type -> hostagent.v1.ListTemplatesRequest
-	43,  // 101: hostagent.v1.HostAgentService.PutBuildFiles:input_type -> hostagent.v1.PutBuildFilesRequest
-	46,  // 102: hostagent.v1.HostAgentService.FindBuildFiles:input_type -> hostagent.v1.FindBuildFilesRequest
-	21,  // 103: hostagent.v1.HostAgentService.CreateVolume:input_type -> hostagent.v1.CreateVolumeRequest
-	23,  // 104: hostagent.v1.HostAgentService.DeleteVolume:input_type -> hostagent.v1.DeleteVolumeRequest
-	27,  // 105: hostagent.v1.HostAgentService.StatVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
-	29,  // 106: hostagent.v1.HostAgentService.ListVolumeFiles:input_type -> hostagent.v1.ListVolumeFilesRequest
-	31,  // 107: hostagent.v1.HostAgentService.MakeVolumeDirectory:input_type -> hostagent.v1.MakeVolumeDirectoryRequest
-	33,  // 108: hostagent.v1.HostAgentService.SetVolumeFile:input_type -> hostagent.v1.SetVolumeFileRequest
-	35,  // 109: hostagent.v1.HostAgentService.RenameVolumeFile:input_type -> hostagent.v1.RenameVolumeFileRequest
-	27,  // 110: hostagent.v1.HostAgentService.RemoveVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
-	27,  // 111: hostagent.v1.HostAgentService.ReadVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
-	116, // 112: hostagent.v1.HostAgentService.WriteVolumeFile:input_type -> hostagent.v1.WriteFileStreamRequest
-	101, // 113: hostagent.v1.HostAgentService.Exec:input_type -> hostagent.v1.ExecRequest
-	106, // 114: hostagent.v1.HostAgentService.ExecStream:input_type -> hostagent.v1.ExecStreamRequest
-	110, // 115: hostagent.v1.HostAgentService.SignalProcess:input_type -> hostagent.v1.SignalProcessRequest
-	112, // 116: hostagent.v1.HostAgentService.WriteFile:input_type -> hostagent.v1.WriteFileRequest
-	114, // 117: hostagent.v1.HostAgentService.ReadFile:input_type -> hostagent.v1.ReadFileRequest
-	116, // 118: hostagent.v1.HostAgentService.WriteFileStream:input_type -> hostagent.v1.WriteFileStreamRequest
-	119, // 119: hostagent.v1.HostAgentService.ReadFileStream:input_type -> hostagent.v1.ReadFileStreamRequest
-	121, // 120: hostagent.v1.HostAgentService.ReadConsole:input_type -> hostagent.v1.ReadConsoleRequest
-	8,   // 121: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
-	61,  // 122: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
-	40,  // 123: hostagent.v1.HostAgentService.StartSandbox:output_type -> hostagent.v1.StartSandboxResponse
-	63,  // 124: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
-	65,  // 125: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
-	67,  // 126: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
-	13,  // 127: hostagent.v1.HostAgentService.FetchSandbox:output_type -> hostagent.v1.FetchSandboxResponse
-	96,  // 128: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
-	100, // 129: hostagent.v1.HostAgentService.WatchSandboxes:output_type -> hostagent.v1.WatchSandboxesResponse
-	69,  // 130: hostagent.v1.HostAgentService.ForkSandbox:output_type -> hostagent.v1.ForkSandboxResponse
-	71,  // 131: hostagent.v1.HostAgentService.CopyCheckpoint:output_type -> hostagent.v1.CopyCheckpointResponse
-	75,  // 132: hostagent.v1.HostAgentService.CreateCheckpoint:output_type -> hostagent.v1.CreateCheckpointResponse
-	77,  // 133: hostagent.v1.HostAgentService.ListCheckpoints:output_type -> hostagent.v1.ListCheckpointsResponse
-	79,  // 134: hostagent.v1.HostAgentService.RestoreCheckpoint:output_type -> hostagent.v1.RestoreCheckpointResponse
-	81,  // 135: hostagent.v1.HostAgentService.DeleteCheckpoint:output_type -> hostagent.v1.DeleteCheckpointResponse
-	83,  // 136: hostagent.v1.HostAgentService.ExtendSandbox:output_type -> hostagent.v1.ExtendSandboxResponse
-	85,  // 137: hostagent.v1.HostAgentService.SetNetworkPolicy:output_type -> hostagent.v1.SetNetworkPolicyResponse
-	93,  // 138: hostagent.v1.HostAgentService.ReadMetrics:output_type -> hostagent.v1.ReadMetricsResponse
-	87,  // 139: hostagent.v1.HostAgentService.ReadEgress:output_type -> hostagent.v1.ReadEgressResponse
-	90,  // 140: hostagent.v1.HostAgentService.ExplainEgress:output_type -> hostagent.v1.ExplainEgressResponse
-	49,  // 141: hostagent.v1.HostAgentService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
-	57,  // 142: hostagent.v1.HostAgentService.DeleteTemplate:output_type -> hostagent.v1.DeleteTemplateResponse
-	52,  // 143: hostagent.v1.HostAgentService.ListStoreReferences:output_type -> hostagent.v1.ListStoreReferencesResponse
-	54,  // 144: hostagent.v1.HostAgentService.CollectStore:output_type -> hostagent.v1.CollectStoreResponse
-	59,  // 145: hostagent.v1.HostAgentService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
-	45,  // 146: hostagent.v1.HostAgentService.PutBuildFiles:output_type -> hostagent.v1.PutBuildFilesResponse
-	47,  // 147: hostagent.v1.HostAgentService.FindBuildFiles:output_type -> hostagent.v1.FindBuildFilesResponse
-	22,  // 148: hostagent.v1.HostAgentService.CreateVolume:output_type -> hostagent.v1.CreateVolumeResponse
-	24,  // 149: hostagent.v1.HostAgentService.DeleteVolume:output_type -> hostagent.v1.DeleteVolumeResponse
-	28,  // 150: hostagent.v1.HostAgentService.StatVolumeFile:output_type -> hostagent.v1.StatVolumeFileResponse
-	30,  // 151: hostagent.v1.HostAgentService.ListVolumeFiles:output_type -> hostagent.v1.ListVolumeFilesResponse
-	32,  // 152: hostagent.v1.HostAgentService.MakeVolumeDirectory:output_type -> hostagent.v1.MakeVolumeDirectoryResponse
-	34,  // 153: hostagent.v1.HostAgentService.SetVolumeFile:output_type -> hostagent.v1.SetVolumeFileResponse
-	36,  // 154: hostagent.v1.HostAgentService.RenameVolumeFile:output_type -> hostagent.v1.RenameVolumeFileResponse
-	37,  // 155: hostagent.v1.HostAgentService.RemoveVolumeFile:output_type -> hostagent.v1.RemoveVolumeFileResponse
-	120, // 156: hostagent.v1.HostAgentService.ReadVolumeFile:output_type -> hostagent.v1.ReadFileStreamResponse
-	39,  // 157: hostagent.v1.HostAgentService.WriteVolumeFile:output_type -> hostagent.v1.WriteVolumeFileResponse
-	102, // 158: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
-	107, // 159: hostagent.v1.HostAgentService.ExecStream:output_type -> hostagent.v1.ExecStreamResponse
-	111, // 160: hostagent.v1.HostAgentService.SignalProcess:output_type -> hostagent.v1.SignalProcessResponse
-	113, // 161: hostagent.v1.HostAgentService.WriteFile:output_type -> hostagent.v1.WriteFileResponse
-	115, // 162: hostagent.v1.HostAgentService.ReadFile:output_type -> hostagent.v1.ReadFileResponse
-	118, // 163: hostagent.v1.HostAgentService.WriteFileStream:output_type -> hostagent.v1.WriteFileStreamResponse
-	120, // 164: hostagent.v1.HostAgentService.ReadFileStream:output_type -> hostagent.v1.ReadFileStreamResponse
-	122, // 165: hostagent.v1.HostAgentService.ReadConsole:output_type -> hostagent.v1.ReadConsoleResponse
-	121, // [121:166] is the sub-list for method output_type
-	76,  // [76:121] is the sub-list for method input_type
-	76,  // [76:76] is the sub-list for extension type_name
-	76,  // [76:76] is the sub-list for extension extendee
-	0,   // [0:76] is the sub-list for field type_name
+	0,   // 47: hostagent.v1.SandboxSettings.on_timeout:type_name -> hostagent.v1.OnTimeout
+	84,  // 48: hostagent.v1.SetSandboxSettingsRequest.settings:type_name -> hostagent.v1.SandboxSettings
+	14,  // 49: hostagent.v1.SetNetworkPolicyRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
+	19,  // 50: hostagent.v1.SetNetworkPolicyRequest.secrets:type_name -> hostagent.v1.SecretValues
+	91,  // 51: hostagent.v1.ReadEgressResponse.events:type_name -> hostagent.v1.EgressEvent
+	94,  // 52: hostagent.v1.ExplainEgressResponse.addresses:type_name -> hostagent.v1.EgressAddress
+	97,  // 53: hostagent.v1.ReadMetricsResponse.samples:type_name -> hostagent.v1.MetricsSample
+	100, // 54: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.SandboxInfo
+	134, // 55: hostagent.v1.ListSandboxesResponse.taken_at:type_name -> google.protobuf.Timestamp
+	1,   // 56: hostagent.v1.SandboxInfo.status:type_name -> hostagent.v1.SandboxStatus
+	0,   // 57: hostagent.v1.SandboxInfo.on_timeout:type_name -> hostagent.v1.OnTimeout
+	14,  // 58: hostagent.v1.SandboxInfo.network_policy:type_name -> hostagent.v1.NetworkPolicy
+	101, // 59: hostagent.v1.SandboxInfo.unresponsive:type_name -> hostagent.v1.Unresponsive
+	2,   // 60: hostagent.v1.SandboxInfo.end_cause:type_name -> hostagent.v1.EndCause
+	134, // 61: hostagent.v1.SandboxInfo.stored_at:type_name -> google.protobuf.Timestamp
+	73,  // 62: hostagent.v1.SandboxInfo.newest_stored:type_name -> hostagent.v1.Checkpoint
+	84,  // 63: hostagent.v1.SandboxInfo.settings:type_name -> hostagent.v1.SandboxSettings
+	134, // 64: hostagent.v1.Unresponsive.since:type_name -> google.protobuf.Timestamp
+	132, // 65: hostagent.v1.ExecRequest.env:type_name -> hostagent.v1.ExecRequest.EnvEntry
+	3,   // 66: hostagent.v1.ExecResponse.reason:type_name -> hostagent.v1.ExecEndReason
+	133, // 67: hostagent.v1.ExecStart.env:type_name -> hostagent.v1.ExecStart.EnvEntry
+	108, // 68: hostagent.v1.ExecStart.pty:type_name -> hostagent.v1.TerminalSize
+	106, // 69: hostagent.v1.ExecStreamRequest.start:type_name -> hostagent.v1.ExecStart
+	107, // 70: hostagent.v1.ExecStreamRequest.attach:type_name -> hostagent.v1.ExecAttach
+	108, // 71: hostagent.v1.ExecStreamRequest.resize:type_name -> hostagent.v1.TerminalSize
+	4,   // 72: hostagent.v1.ExecStreamRequest.signal:type_name -> hostagent.v1.Signal
+	111, // 73: hostagent.v1.ExecStreamResponse.started:type_name -> hostagent.v1.ExecStarted
+	112, // 74: hostagent.v1.ExecStreamResponse.exit:type_name -> hostagent.v1.ExecExit
+	3,   // 75: hostagent.v1.ExecExit.reason:type_name -> hostagent.v1.ExecEndReason
+	4,   // 76: hostagent.v1.SignalProcessRequest.signal:type_name -> hostagent.v1.Signal
+	120, // 77: hostagent.v1.WriteFileStreamRequest.meta:type_name -> hostagent.v1.WriteFileMeta
+	38,  // 78: hostagent.v1.WriteFileStreamRequest.volume:type_name -> hostagent.v1.WriteVolumeFileMeta
+	7,   // 79: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
+	11,  // 80: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
+	11,  // 81: hostagent.v1.HostAgentService.StartSandbox:input_type -> hostagent.v1.CreateSandboxRequest
+	62,  // 82: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
+	64,  // 83: hostagent.v1.HostAgentService.PauseSandbox:input_type -> hostagent.v1.PauseSandboxRequest
+	66,  // 84: hostagent.v1.HostAgentService.ResumeSandbox:input_type -> hostagent.v1.ResumeSandboxRequest
+	12,  // 85: hostagent.v1.HostAgentService.FetchSandbox:input_type -> hostagent.v1.FetchSandboxRequest
+	98,  // 86: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
+	102, // 87: hostagent.v1.HostAgentService.WatchSandboxes:input_type -> hostagent.v1.WatchSandboxesRequest
+	68,  // 88: hostagent.v1.HostAgentService.ForkSandbox:input_type -> hostagent.v1.ForkSandboxRequest
+	70,  // 89: hostagent.v1.HostAgentService.CopyCheckpoint:input_type -> hostagent.v1.CopyCheckpointRequest
+	74,  // 90: hostagent.v1.HostAgentService.CreateCheckpoint:input_type -> hostagent.v1.CreateCheckpointRequest
+	76,  // 91: hostagent.v1.HostAgentService.ListCheckpoints:input_type -> hostagent.v1.ListCheckpointsRequest
+	78,  // 92: hostagent.v1.HostAgentService.RestoreCheckpoint:input_type -> hostagent.v1.RestoreCheckpointRequest
+	80,  // 93: hostagent.v1.HostAgentService.DeleteCheckpoint:input_type -> hostagent.v1.DeleteCheckpointRequest
+	82,  // 94: hostagent.v1.HostAgentService.ExtendSandbox:input_type -> hostagent.v1.ExtendSandboxRequest
+	85,  // 95: hostagent.v1.HostAgentService.SetSandboxSettings:input_type -> hostagent.v1.SetSandboxSettingsRequest
+	87,  // 96: hostagent.v1.HostAgentService.SetNetworkPolicy:input_type -> hostagent.v1.SetNetworkPolicyRequest
+	95,  // 97: hostagent.v1.HostAgentService.ReadMetrics:input_type -> hostagent.v1.ReadMetricsRequest
+	89,  // 98: hostagent.v1.HostAgentService.ReadEgress:input_type -> hostagent.v1.ReadEgressRequest
+	92,  // 99: hostagent.v1.HostAgentService.ExplainEgress:input_type -> hostagent.v1.ExplainEgressRequest
+	41,  // 100: hostagent.v1.HostAgentService.BuildTemplate:input_type -> hostagent.v1.BuildTemplateRequest
+	56,  // 101: hostagent.v1.HostAgentService.DeleteTemplate:input_type -> hostagent.v1.DeleteTemplateRequest
+	51,  // 102: hostagent.v1.HostAgentService.ListStoreReferences:input_type -> hostagent.v1.ListStoreReferencesRequest
+	53,  // 103: hostagent.v1.HostAgentService.CollectStore:input_type -> hostagent.v1.CollectStoreRequest
+	58,  // 104: hostagent.v1.HostAgentService.ListTemplates:input_type -> hostagent.v1.ListTemplatesRequest
+	43,  // 105: hostagent.v1.HostAgentService.PutBuildFiles:input_type -> hostagent.v1.PutBuildFilesRequest
+	46,  // 106: hostagent.v1.HostAgentService.FindBuildFiles:input_type -> hostagent.v1.FindBuildFilesRequest
+	21,  // 107: hostagent.v1.HostAgentService.CreateVolume:input_type -> hostagent.v1.CreateVolumeRequest
+	23,  // 108: hostagent.v1.HostAgentService.DeleteVolume:input_type -> hostagent.v1.DeleteVolumeRequest
+	27,  // 109: hostagent.v1.HostAgentService.StatVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
+	29,  // 110: hostagent.v1.HostAgentService.ListVolumeFiles:input_type -> hostagent.v1.ListVolumeFilesRequest
+	31,  // 111: hostagent.v1.HostAgentService.MakeVolumeDirectory:input_type -> hostagent.v1.MakeVolumeDirectoryRequest
+	33,  // 112: hostagent.v1.HostAgentService.SetVolumeFile:input_type -> hostagent.v1.SetVolumeFileRequest
+	35,  // 113: hostagent.v1.HostAgentService.RenameVolumeFile:input_type -> hostagent.v1.RenameVolumeFileRequest
+	27,  // 114: hostagent.v1.HostAgentService.RemoveVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
+	27,  // 115: hostagent.v1.HostAgentService.ReadVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
+	119, // 116: hostagent.v1.HostAgentService.WriteVolumeFile:input_type -> hostagent.v1.WriteFileStreamRequest
+	104, // 117: hostagent.v1.HostAgentService.Exec:input_type -> hostagent.v1.ExecRequest
+	109, // 118: hostagent.v1.HostAgentService.ExecStream:input_type -> hostagent.v1.ExecStreamRequest
+	113, // 119: hostagent.v1.HostAgentService.SignalProcess:input_type -> hostagent.v1.SignalProcessRequest
+	115, // 120: hostagent.v1.HostAgentService.WriteFile:input_type -> hostagent.v1.WriteFileRequest
+	117, // 121: hostagent.v1.HostAgentService.ReadFile:input_type -> hostagent.v1.ReadFileRequest
+	119, // 122: hostagent.v1.HostAgentService.WriteFileStream:input_type -> hostagent.v1.WriteFileStreamRequest
+	122, // 123: hostagent.v1.HostAgentService.ReadFileStream:input_type -> hostagent.v1.ReadFileStreamRequest
+	124, // 124: hostagent.v1.HostAgentService.ReadConsole:input_type -> hostagent.v1.ReadConsoleRequest
+	8,   // 125: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
+	61,  // 126: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
+	40,  // 127: hostagent.v1.HostAgentService.StartSandbox:output_type -> hostagent.v1.StartSandboxResponse
+	63,  // 128: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
+	65,  // 129: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
+	67,  // 130: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
+	13,  // 131: hostagent.v1.HostAgentService.FetchSandbox:output_type -> hostagent.v1.FetchSandboxResponse
+	99,  // 132: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
+	103, // 133: hostagent.v1.HostAgentService.WatchSandboxes:output_type -> hostagent.v1.WatchSandboxesResponse
+	69,  // 134: hostagent.v1.HostAgentService.ForkSandbox:output_type -> hostagent.v1.ForkSandboxResponse
+	71,  // 135: hostagent.v1.HostAgentService.CopyCheckpoint:output_type -> hostagent.v1.CopyCheckpointResponse
+	75,  // 136: hostagent.v1.HostAgentService.CreateCheckpoint:output_type -> hostagent.v1.CreateCheckpointResponse
+	77,  // 137: hostagent.v1.HostAgentService.ListCheckpoints:output_type -> hostagent.v1.ListCheckpointsResponse
+	79,  // 138: hostagent.v1.HostAgentService.RestoreCheckpoint:output_type -> hostagent.v1.RestoreCheckpointResponse
+	81,  // 139: hostagent.v1.HostAgentService.DeleteCheckpoint:output_type -> hostagent.v1.DeleteCheckpointResponse
+	83,  // 140: hostagent.v1.HostAgentService.ExtendSandbox:output_type -> hostagent.v1.ExtendSandboxResponse
+	86,  // 141: hostagent.v1.HostAgentService.SetSandboxSettings:output_type -> hostagent.v1.SetSandboxSettingsResponse
+	88,  // 142: hostagent.v1.HostAgentService.SetNetworkPolicy:output_type -> hostagent.v1.SetNetworkPolicyResponse
+	96,  // 143: hostagent.v1.HostAgentService.ReadMetrics:output_type -> hostagent.v1.ReadMetricsResponse
+	90,  // 144: hostagent.v1.HostAgentService.ReadEgress:output_type -> hostagent.v1.ReadEgressResponse
+	93,  // 145: hostagent.v1.HostAgentService.ExplainEgress:output_type -> hostagent.v1.ExplainEgressResponse
+	49,  // 146: hostagent.v1.HostAgentService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
+	57,  // 147: hostagent.v1.HostAgentService.DeleteTemplate:output_type -> hostagent.v1.DeleteTemplateResponse
+	52,  // 148: hostagent.v1.HostAgentService.ListStoreReferences:output_type -> hostagent.v1.ListStoreReferencesResponse
+	54,  // 149: hostagent.v1.HostAgentService.CollectStore:output_type -> hostagent.v1.CollectStoreResponse
+	59,  // 150: hostagent.v1.HostAgentService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
+	45,  // 151: hostagent.v1.HostAgentService.PutBuildFiles:output_type -> hostagent.v1.PutBuildFilesResponse
+	47,  // 152: hostagent.v1.HostAgentService.FindBuildFiles:output_type -> hostagent.v1.FindBuildFilesResponse
+	22,  // 153: hostagent.v1.HostAgentService.CreateVolume:output_type -> hostagent.v1.CreateVolumeResponse
+	24,  // 154: hostagent.v1.HostAgentService.DeleteVolume:output_type -> hostagent.v1.DeleteVolumeResponse
+	28,  // 155: hostagent.v1.HostAgentService.StatVolumeFile:output_type -> hostagent.v1.StatVolumeFileResponse
+	30,  // 156: hostagent.v1.HostAgentService.ListVolumeFiles:output_type -> hostagent.v1.ListVolumeFilesResponse
+	32,  // 157: hostagent.v1.HostAgentService.MakeVolumeDirectory:output_type -> hostagent.v1.MakeVolumeDirectoryResponse
+	34,  // 158: hostagent.v1.HostAgentService.SetVolumeFile:output_type -> hostagent.v1.SetVolumeFileResponse
+	36,  // 159: hostagent.v1.HostAgentService.RenameVolumeFile:output_type -> hostagent.v1.RenameVolumeFileResponse
+	37,  // 160: hostagent.v1.HostAgentService.RemoveVolumeFile:output_type -> hostagent.v1.RemoveVolumeFileResponse
+	123, // 161: hostagent.v1.HostAgentService.ReadVolumeFile:output_type -> hostagent.v1.ReadFileStreamResponse
+	39,  // 162: hostagent.v1.HostAgentService.WriteVolumeFile:output_type -> hostagent.v1.WriteVolumeFileResponse
+	105, // 163: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
+	110, // 164: hostagent.v1.HostAgentService.ExecStream:output_type -> hostagent.v1.ExecStreamResponse
+	114, // 165: hostagent.v1.HostAgentService.SignalProcess:output_type -> hostagent.v1.SignalProcessResponse
+	116, // 166: hostagent.v1.HostAgentService.WriteFile:output_type -> hostagent.v1.WriteFileResponse
+	118, // 167: hostagent.v1.HostAgentService.ReadFile:output_type -> hostagent.v1.ReadFileResponse
+	121, // 168: hostagent.v1.HostAgentService.WriteFileStream:output_type -> hostagent.v1.WriteFileStreamResponse
+	123, // 169: hostagent.v1.HostAgentService.ReadFileStream:output_type -> hostagent.v1.ReadFileStreamResponse
+	125, // 170: hostagent.v1.HostAgentService.ReadConsole:output_type -> hostagent.v1.ReadConsoleResponse
+	125, // [125:171] is the sub-list for method output_type
+	79,  // [79:125] is the sub-list for method input_type
+	79,  // [79:79] is the sub-list for extension type_name
+	79,  // [79:79] is the sub-list for extension extendee
+	0,   // [0:79] is the sub-list for field type_name
 }
 
 func init() { file_v1_hostagent_proto_init() }
@@ -9481,8 +9660,8 @@ func file_v1_hostagent_proto_init() {
 		(*BuildTemplateResponse_Keepalive)(nil),
 		(*BuildTemplateResponse_Step)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[98].OneofWrappers = []any{}
-	file_v1_hostagent_proto_msgTypes[100].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[101].OneofWrappers = []any{}
+	file_v1_hostagent_proto_msgTypes[103].OneofWrappers = []any{
 		(*ExecStreamRequest_Start)(nil),
 		(*ExecStreamRequest_Attach)(nil),
 		(*ExecStreamRequest_Stdin)(nil),
@@ -9492,7 +9671,7 @@ func file_v1_hostagent_proto_init() {
 		(*ExecStreamRequest_Ack)(nil),
 		(*ExecStreamRequest_Leave)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[101].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[104].OneofWrappers = []any{
 		(*ExecStreamResponse_Started)(nil),
 		(*ExecStreamResponse_Stdout)(nil),
 		(*ExecStreamResponse_Stderr)(nil),
@@ -9501,7 +9680,7 @@ func file_v1_hostagent_proto_init() {
 		(*ExecStreamResponse_Keepalive)(nil),
 		(*ExecStreamResponse_Input)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[110].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[113].OneofWrappers = []any{
 		(*WriteFileStreamRequest_Meta)(nil),
 		(*WriteFileStreamRequest_Chunk)(nil),
 		(*WriteFileStreamRequest_Volume)(nil),
@@ -9512,7 +9691,7 @@ func file_v1_hostagent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_hostagent_proto_rawDesc), len(file_v1_hostagent_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   125,
+			NumMessages:   128,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
