@@ -669,6 +669,11 @@ func (a *Agent) set(id wrenn.SandboxID, to wrenn.ObservedState, change func(*hos
 	})
 }
 
+// Claim says that a sandbox has an epoch.
+func (a *Agent) Claim(id wrenn.SandboxID, state wrenn.ObservedState, epoch uint64) {
+	a.set(id, state, func(i *hostagentv1.SandboxInfo) { i.Epoch = epoch })
+}
+
 // Lose forgets a sandbox, as if the host's disk was replaced.
 func (a *Agent) Lose(id wrenn.SandboxID) {
 	_ = a.locked(func() error { delete(a.sandboxes, string(id)); return nil }) // never fails
