@@ -56,6 +56,7 @@ type HostInfo struct {
 	// TemplatesRevision changes when the host's builds or where they are stored do; 0 is
 	// not known.
 	TemplatesRevision uint64
+	StoreRounds       StoreRounds
 	HostFacts
 }
 
@@ -128,6 +129,7 @@ type ObservedSandbox struct {
 	Epoch        Epoch         // of its placement; 0 is not known
 	SupersededBy Epoch         // see PauseOptions
 	NewestStored *Checkpoint   // the newest of its checkpoints that is stored; nil for none
+	Settings     *Settings     // nil of an agent that cannot change them
 }
 
 // StoredSandbox is what a host fetches of a sandbox from the snapshot store.

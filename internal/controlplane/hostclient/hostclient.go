@@ -243,9 +243,10 @@ func call[Req, Res any](ctx context.Context, c *Client, limit time.Duration, f f
 	return res, wire.FromConnect(c.peer, err)
 }
 
-// Ping returns what the host reports about itself.
-func (c *Client) Ping(ctx context.Context) (wrenn.HostInfo, error) {
-	res, err := call(ctx, c, c.deadlines.Ping, c.rpc.Ping, &pb.PingRequest{})
+// Ping returns what the host reports about itself. Uploads that begin there from now on
+// are of the round, or a later one; 0 changes nothing.
+func (c *Client) Ping(ctx context.Context, round uint64) (wrenn.HostInfo, error) {
+	res, err := call(ctx, c, c.deadlines.Ping, c.rpc.Ping, &pb.PingRequest{StoreRound: round})
 	if err != nil {
 		return wrenn.HostInfo{}, err
 	}
@@ -355,6 +356,18 @@ func (c *Client) Boot(ctx context.Context, id wrenn.SandboxID, token string) err
 func (c *Client) Extend(ctx context.Context, id wrenn.SandboxID, timeout time.Duration) error {
 	_, err := call(ctx, c, c.deadlines.Extend, c.rpc.ExtendSandbox, hostwire.ExtendRequest(id, timeout))
 	return err
+}
+
+// SetSettings changes the settings of a running or paused sandbox. FailedPrecondition when
+// the agent is of a version that cannot.
+func (c *Client) SetSettings(ctx context.Context, id wrenn.SandboxID, settings wrenn.Settings) error {
+	ctx, cancel := context.WithTimeout(ctx, c.deadlines.Extend)
+	defer cancel()
+	_, err := c.rpc.SetSandboxSettings(c.meant(ctx), hostwire.SettingsRequest(id, settings))
+	if connect.CodeOf(err) == connect.CodeUnimplemented {
+		return wrenn.Errorf(wrenn.FailedPrecondition, "%s cannot change settings of sandboxes: its agent must be updated", c.peer)
+	}
+	return wire.FromConnect(c.peer, err)
 }
 
 // SetNetwork changes what the sandbox may reach, at once, and the secrets for its header

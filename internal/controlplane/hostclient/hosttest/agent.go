@@ -48,6 +48,14 @@ type Agent struct {
 	// SharesTemplates has it store its builds at once, fetch those of others, and tell of
 	// both. It needs HasStore.
 	SharesTemplates bool
+	// NoStoreRounds makes it as a host that knows no rounds of uploads.
+	NoStoreRounds bool
+	// OldestUpload, if set, returns the round of an upload that is at work.
+	OldestUpload func() uint64
+	// References returns the keys that the host refers to; nil has none.
+	References func(wrenn.TeamID) wrenn.StoreReferences
+	// Collect does the work of CollectStore; nil deletes nothing.
+	Collect func(context.Context, wrenn.StoreCollection) (wrenn.StoreCollected, error)
 	// Zone, Labels and Platform are what the host says of itself.
 	Zone     string
 	Labels   map[string]string
@@ -66,6 +74,7 @@ type Agent struct {
 	volumes    map[string]bool
 	creates    int
 	resumes    int
+	round      uint64
 	buildFiles map[string][]byte  // by team/hash
 	watchers   map[wake.Chan]bool // of WatchSandboxes
 	pauses     []*hostagentv1.PauseSandboxRequest
@@ -148,10 +157,17 @@ func (a *Agent) capacity() *hostagentv1.Capacity {
 }
 
 // Ping answers at once.
-func (a *Agent) Ping(ctx context.Context, _ *hostagentv1.PingRequest) (res *hostagentv1.PingResponse, err error) {
+func (a *Agent) Ping(ctx context.Context, req *hostagentv1.PingRequest) (res *hostagentv1.PingResponse, err error) {
 	err = a.with(ctx, "Ping", "", func() error {
 		res = &hostagentv1.PingResponse{HasStore: a.HasStore, Version: "test", Instance: a.name(), Driver: "memory", Capacity: a.capacity(), Zone: a.Zone, Labels: a.Labels,
 			Platform: &hostagentv1.Platform{Driver: a.Platform.Driver, Version: a.Platform.Version, Processor: a.Platform.Processor},
+		}
+		if !a.NoStoreRounds {
+			a.round = max(a.round, req.GetStoreRound())
+			res.KnowsStoreRounds, res.StoreRound, res.OldestStoreRound = true, a.round, a.round
+			if a.OldestUpload != nil {
+				res.OldestStoreRound = min(a.round, a.OldestUpload())
+			}
 		}
 		if a.SharesTemplates {
 			res.TemplatesRevision = a.revision + 1
@@ -159,6 +175,31 @@ func (a *Agent) Ping(ctx context.Context, _ *hostagentv1.PingRequest) (res *host
 		return nil
 	})
 	return res, err
+}
+
+// ListStoreReferences returns what References does.
+func (a *Agent) ListStoreReferences(ctx context.Context, req *hostagentv1.ListStoreReferencesRequest) (res *hostagentv1.ListStoreReferencesResponse, err error) {
+	var refs wrenn.StoreReferences
+	if a.References != nil {
+		refs = a.References(wrenn.TeamID(req.GetTeam()))
+	}
+	return hostwire.StoreReferences(refs), a.with(ctx, "ListStoreReferences", req.GetTeam(), func() error { return nil })
+}
+
+// CollectStore does what Collect does.
+func (a *Agent) CollectStore(ctx context.Context, req *hostagentv1.CollectStoreRequest) (*hostagentv1.CollectStoreResponse, error) {
+	if err := a.with(ctx, "CollectStore", req.GetTeam(), func() error { return nil }); err != nil {
+		return nil, err
+	}
+	var done wrenn.StoreCollected
+	var err error
+	if a.Collect != nil {
+		done, err = a.Collect(ctx, hostwire.ParseCollectRequest(req))
+	}
+	if err != nil {
+		return nil, wire.ToConnect(err)
+	}
+	return hostwire.CollectResponse(done), nil
 }
 
 func (a *Agent) name() string { return fmt.Sprintf("instance-%d", a.instance) }
@@ -194,6 +235,7 @@ func (a *Agent) CreateSandbox(ctx context.Context, req *hostagentv1.CreateSandbo
 			CreatedAtUnix: time.Now().Unix(), LastActiveAtUnix: time.Now().Unix(),
 			OnTimeout: req.GetOnTimeout(), AutoResume: req.GetAutoResume(), NetworkPolicy: req.GetNetworkPolicy(),
 			SecretsTag: req.GetSecrets().GetTag(), Epoch: req.GetEpoch(),
+			Settings: &hostagentv1.SandboxSettings{OnTimeout: req.GetOnTimeout(), AutoResume: req.GetAutoResume(), CheckpointEverySec: req.GetCheckpointEverySec()},
 		}, req.GetEnv())
 		a.sandboxes[id].secrets, a.sandboxes[id].team = req.GetSecrets().GetValues(), req.GetTeam()
 		return nil
@@ -426,7 +468,7 @@ func copyOf(i *hostagentv1.SandboxInfo) *hostagentv1.SandboxInfo {
 		SandboxId: i.SandboxId, Status: i.Status, Template: i.Template, Vcpus: i.Vcpus, MemoryMb: i.MemoryMb, TimeoutSec: i.TimeoutSec,
 		CreatedAtUnix: i.CreatedAtUnix, LastActiveAtUnix: i.LastActiveAtUnix, Reason: i.Reason, Version: i.Version,
 		OnTimeout: i.OnTimeout, AutoResume: i.AutoResume, Unresponsive: i.Unresponsive, EndCause: i.EndCause,
-		StoredAt: i.StoredAt, StoredKey: i.StoredKey, NetworkPolicy: i.NetworkPolicy, SecretsTag: i.SecretsTag, Epoch: i.Epoch, SupersededBy: i.SupersededBy, NewestStored: i.NewestStored,
+		StoredAt: i.StoredAt, StoredKey: i.StoredKey, NetworkPolicy: i.NetworkPolicy, SecretsTag: i.SecretsTag, Epoch: i.Epoch, SupersededBy: i.SupersededBy, NewestStored: i.NewestStored, Settings: i.Settings,
 	}
 }
 
@@ -563,6 +605,30 @@ func (a *Agent) ReadMetrics(ctx context.Context, req *hostagentv1.ReadMetricsReq
 	return res, err
 }
 
+// SetSandboxSettings changes the settings.
+func (a *Agent) SetSandboxSettings(ctx context.Context, req *hostagentv1.SetSandboxSettingsRequest) (*hostagentv1.SetSandboxSettingsResponse, error) {
+	return &hostagentv1.SetSandboxSettingsResponse{}, a.with(ctx, "SetSandboxSettings", req.GetSandboxId(), func() error {
+		b, err := a.live(req.GetSandboxId())
+		if err != nil {
+			return err
+		}
+		b.info.Settings = req.GetSettings()
+		b.info.OnTimeout, b.info.AutoResume = req.GetSettings().GetOnTimeout(), req.GetSettings().GetAutoResume()
+		b.info.Version++
+		return nil
+	})
+}
+
+// Settings returns the settings of a sandbox.
+func (a *Agent) Settings(id wrenn.SandboxID) *hostagentv1.SandboxSettings {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if b := a.sandboxes[string(id)]; b != nil {
+		return b.info.GetSettings()
+	}
+	return nil
+}
+
 // ExtendSandbox changes the timeout, which this host never lets run out by itself: see End.
 func (a *Agent) ExtendSandbox(ctx context.Context, req *hostagentv1.ExtendSandboxRequest) (*hostagentv1.ExtendSandboxResponse, error) {
 	return &hostagentv1.ExtendSandboxResponse{}, a.with(ctx, "ExtendSandbox", req.GetSandboxId(), func() error {
@@ -601,6 +667,11 @@ func (a *Agent) set(id wrenn.SandboxID, to wrenn.ObservedState, change func(*hos
 		}
 		return nil
 	})
+}
+
+// Claim says that a sandbox has an epoch.
+func (a *Agent) Claim(id wrenn.SandboxID, state wrenn.ObservedState, epoch uint64) {
+	a.set(id, state, func(i *hostagentv1.SandboxInfo) { i.Epoch = epoch })
 }
 
 // Lose forgets a sandbox, as if the host's disk was replaced.

@@ -82,6 +82,9 @@ const (
 	// HostAgentServiceExtendSandboxProcedure is the fully-qualified name of the HostAgentService's
 	// ExtendSandbox RPC.
 	HostAgentServiceExtendSandboxProcedure = "/hostagent.v1.HostAgentService/ExtendSandbox"
+	// HostAgentServiceSetSandboxSettingsProcedure is the fully-qualified name of the HostAgentService's
+	// SetSandboxSettings RPC.
+	HostAgentServiceSetSandboxSettingsProcedure = "/hostagent.v1.HostAgentService/SetSandboxSettings"
 	// HostAgentServiceSetNetworkPolicyProcedure is the fully-qualified name of the HostAgentService's
 	// SetNetworkPolicy RPC.
 	HostAgentServiceSetNetworkPolicyProcedure = "/hostagent.v1.HostAgentService/SetNetworkPolicy"
@@ -100,6 +103,12 @@ const (
 	// HostAgentServiceDeleteTemplateProcedure is the fully-qualified name of the HostAgentService's
 	// DeleteTemplate RPC.
 	HostAgentServiceDeleteTemplateProcedure = "/hostagent.v1.HostAgentService/DeleteTemplate"
+	// HostAgentServiceListStoreReferencesProcedure is the fully-qualified name of the
+	// HostAgentService's ListStoreReferences RPC.
+	HostAgentServiceListStoreReferencesProcedure = "/hostagent.v1.HostAgentService/ListStoreReferences"
+	// HostAgentServiceCollectStoreProcedure is the fully-qualified name of the HostAgentService's
+	// CollectStore RPC.
+	HostAgentServiceCollectStoreProcedure = "/hostagent.v1.HostAgentService/CollectStore"
 	// HostAgentServiceListTemplatesProcedure is the fully-qualified name of the HostAgentService's
 	// ListTemplates RPC.
 	HostAgentServiceListTemplatesProcedure = "/hostagent.v1.HostAgentService/ListTemplates"
@@ -218,6 +227,8 @@ type HostAgentServiceClient interface {
 	DeleteCheckpoint(context.Context, *v1.DeleteCheckpointRequest) (*v1.DeleteCheckpointResponse, error)
 	// ExtendSandbox sets the time without use after which the sandbox ends.
 	ExtendSandbox(context.Context, *v1.ExtendSandboxRequest) (*v1.ExtendSandboxResponse, error)
+	// SetSandboxSettings changes the settings of a running or paused sandbox.
+	SetSandboxSettings(context.Context, *v1.SetSandboxSettingsRequest) (*v1.SetSandboxSettingsResponse, error)
 	// SetNetworkPolicy changes what a running or paused sandbox may reach, at once.
 	// Connections that stay allowed continue.
 	SetNetworkPolicy(context.Context, *v1.SetNetworkPolicyRequest) (*v1.SetNetworkPolicyResponse, error)
@@ -236,6 +247,12 @@ type HostAgentServiceClient interface {
 	// DeleteTemplate removes a build; its files stay while a sandbox needs
 	// them. It is no error if the build does not exist.
 	DeleteTemplate(context.Context, *v1.DeleteTemplateRequest) (*v1.DeleteTemplateResponse, error)
+	// ListStoreReferences returns which objects of the snapshot store the host refers to.
+	ListStoreReferences(context.Context, *v1.ListStoreReferencesRequest) (*v1.ListStoreReferencesResponse, error)
+	// CollectStore deletes what the snapshot store has of a team and nothing needs, at most
+	// some 10,000 objects. failed_precondition: the host has no store, or a record that must
+	// exist is damaged; not_found: it does not exist. Then nothing was deleted.
+	CollectStore(context.Context, *v1.CollectStoreRequest) (*v1.CollectStoreResponse, error)
 	// ListTemplates lists the builds on this host.
 	ListTemplates(context.Context, *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error)
 	// PutBuildFiles stores the files of a COPY step for later builds: a tar archive,
@@ -398,6 +415,12 @@ func NewHostAgentServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			connect.WithSchema(hostAgentServiceMethods.ByName("ExtendSandbox")),
 			connect.WithClientOptions(opts...),
 		),
+		setSandboxSettings: connect.NewClient[v1.SetSandboxSettingsRequest, v1.SetSandboxSettingsResponse](
+			httpClient,
+			baseURL+HostAgentServiceSetSandboxSettingsProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("SetSandboxSettings")),
+			connect.WithClientOptions(opts...),
+		),
 		setNetworkPolicy: connect.NewClient[v1.SetNetworkPolicyRequest, v1.SetNetworkPolicyResponse](
 			httpClient,
 			baseURL+HostAgentServiceSetNetworkPolicyProcedure,
@@ -432,6 +455,18 @@ func NewHostAgentServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			httpClient,
 			baseURL+HostAgentServiceDeleteTemplateProcedure,
 			connect.WithSchema(hostAgentServiceMethods.ByName("DeleteTemplate")),
+			connect.WithClientOptions(opts...),
+		),
+		listStoreReferences: connect.NewClient[v1.ListStoreReferencesRequest, v1.ListStoreReferencesResponse](
+			httpClient,
+			baseURL+HostAgentServiceListStoreReferencesProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("ListStoreReferences")),
+			connect.WithClientOptions(opts...),
+		),
+		collectStore: connect.NewClient[v1.CollectStoreRequest, v1.CollectStoreResponse](
+			httpClient,
+			baseURL+HostAgentServiceCollectStoreProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("CollectStore")),
 			connect.WithClientOptions(opts...),
 		),
 		listTemplates: connect.NewClient[v1.ListTemplatesRequest, v1.ListTemplatesResponse](
@@ -581,12 +616,15 @@ type hostAgentServiceClient struct {
 	restoreCheckpoint   *connect.Client[v1.RestoreCheckpointRequest, v1.RestoreCheckpointResponse]
 	deleteCheckpoint    *connect.Client[v1.DeleteCheckpointRequest, v1.DeleteCheckpointResponse]
 	extendSandbox       *connect.Client[v1.ExtendSandboxRequest, v1.ExtendSandboxResponse]
+	setSandboxSettings  *connect.Client[v1.SetSandboxSettingsRequest, v1.SetSandboxSettingsResponse]
 	setNetworkPolicy    *connect.Client[v1.SetNetworkPolicyRequest, v1.SetNetworkPolicyResponse]
 	readMetrics         *connect.Client[v1.ReadMetricsRequest, v1.ReadMetricsResponse]
 	readEgress          *connect.Client[v1.ReadEgressRequest, v1.ReadEgressResponse]
 	explainEgress       *connect.Client[v1.ExplainEgressRequest, v1.ExplainEgressResponse]
 	buildTemplate       *connect.Client[v1.BuildTemplateRequest, v1.BuildTemplateResponse]
 	deleteTemplate      *connect.Client[v1.DeleteTemplateRequest, v1.DeleteTemplateResponse]
+	listStoreReferences *connect.Client[v1.ListStoreReferencesRequest, v1.ListStoreReferencesResponse]
+	collectStore        *connect.Client[v1.CollectStoreRequest, v1.CollectStoreResponse]
 	listTemplates       *connect.Client[v1.ListTemplatesRequest, v1.ListTemplatesResponse]
 	putBuildFiles       *connect.Client[v1.PutBuildFilesRequest, v1.PutBuildFilesResponse]
 	findBuildFiles      *connect.Client[v1.FindBuildFilesRequest, v1.FindBuildFilesResponse]
@@ -746,6 +784,15 @@ func (c *hostAgentServiceClient) ExtendSandbox(ctx context.Context, req *v1.Exte
 	return nil, err
 }
 
+// SetSandboxSettings calls hostagent.v1.HostAgentService.SetSandboxSettings.
+func (c *hostAgentServiceClient) SetSandboxSettings(ctx context.Context, req *v1.SetSandboxSettingsRequest) (*v1.SetSandboxSettingsResponse, error) {
+	response, err := c.setSandboxSettings.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // SetNetworkPolicy calls hostagent.v1.HostAgentService.SetNetworkPolicy.
 func (c *hostAgentServiceClient) SetNetworkPolicy(ctx context.Context, req *v1.SetNetworkPolicyRequest) (*v1.SetNetworkPolicyResponse, error) {
 	response, err := c.setNetworkPolicy.CallUnary(ctx, connect.NewRequest(req))
@@ -790,6 +837,24 @@ func (c *hostAgentServiceClient) BuildTemplate(ctx context.Context, req *v1.Buil
 // DeleteTemplate calls hostagent.v1.HostAgentService.DeleteTemplate.
 func (c *hostAgentServiceClient) DeleteTemplate(ctx context.Context, req *v1.DeleteTemplateRequest) (*v1.DeleteTemplateResponse, error) {
 	response, err := c.deleteTemplate.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListStoreReferences calls hostagent.v1.HostAgentService.ListStoreReferences.
+func (c *hostAgentServiceClient) ListStoreReferences(ctx context.Context, req *v1.ListStoreReferencesRequest) (*v1.ListStoreReferencesResponse, error) {
+	response, err := c.listStoreReferences.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CollectStore calls hostagent.v1.HostAgentService.CollectStore.
+func (c *hostAgentServiceClient) CollectStore(ctx context.Context, req *v1.CollectStoreRequest) (*v1.CollectStoreResponse, error) {
+	response, err := c.collectStore.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -1011,6 +1076,8 @@ type HostAgentServiceHandler interface {
 	DeleteCheckpoint(context.Context, *v1.DeleteCheckpointRequest) (*v1.DeleteCheckpointResponse, error)
 	// ExtendSandbox sets the time without use after which the sandbox ends.
 	ExtendSandbox(context.Context, *v1.ExtendSandboxRequest) (*v1.ExtendSandboxResponse, error)
+	// SetSandboxSettings changes the settings of a running or paused sandbox.
+	SetSandboxSettings(context.Context, *v1.SetSandboxSettingsRequest) (*v1.SetSandboxSettingsResponse, error)
 	// SetNetworkPolicy changes what a running or paused sandbox may reach, at once.
 	// Connections that stay allowed continue.
 	SetNetworkPolicy(context.Context, *v1.SetNetworkPolicyRequest) (*v1.SetNetworkPolicyResponse, error)
@@ -1029,6 +1096,12 @@ type HostAgentServiceHandler interface {
 	// DeleteTemplate removes a build; its files stay while a sandbox needs
 	// them. It is no error if the build does not exist.
 	DeleteTemplate(context.Context, *v1.DeleteTemplateRequest) (*v1.DeleteTemplateResponse, error)
+	// ListStoreReferences returns which objects of the snapshot store the host refers to.
+	ListStoreReferences(context.Context, *v1.ListStoreReferencesRequest) (*v1.ListStoreReferencesResponse, error)
+	// CollectStore deletes what the snapshot store has of a team and nothing needs, at most
+	// some 10,000 objects. failed_precondition: the host has no store, or a record that must
+	// exist is damaged; not_found: it does not exist. Then nothing was deleted.
+	CollectStore(context.Context, *v1.CollectStoreRequest) (*v1.CollectStoreResponse, error)
 	// ListTemplates lists the builds on this host.
 	ListTemplates(context.Context, *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error)
 	// PutBuildFiles stores the files of a COPY step for later builds: a tar archive,
@@ -1187,6 +1260,12 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 		connect.WithSchema(hostAgentServiceMethods.ByName("ExtendSandbox")),
 		connect.WithHandlerOptions(opts...),
 	)
+	hostAgentServiceSetSandboxSettingsHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceSetSandboxSettingsProcedure,
+		svc.SetSandboxSettings,
+		connect.WithSchema(hostAgentServiceMethods.ByName("SetSandboxSettings")),
+		connect.WithHandlerOptions(opts...),
+	)
 	hostAgentServiceSetNetworkPolicyHandler := connect.NewUnaryHandlerSimple(
 		HostAgentServiceSetNetworkPolicyProcedure,
 		svc.SetNetworkPolicy,
@@ -1221,6 +1300,18 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 		HostAgentServiceDeleteTemplateProcedure,
 		svc.DeleteTemplate,
 		connect.WithSchema(hostAgentServiceMethods.ByName("DeleteTemplate")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceListStoreReferencesHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceListStoreReferencesProcedure,
+		svc.ListStoreReferences,
+		connect.WithSchema(hostAgentServiceMethods.ByName("ListStoreReferences")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceCollectStoreHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceCollectStoreProcedure,
+		svc.CollectStore,
+		connect.WithSchema(hostAgentServiceMethods.ByName("CollectStore")),
 		connect.WithHandlerOptions(opts...),
 	)
 	hostAgentServiceListTemplatesHandler := connect.NewUnaryHandlerSimple(
@@ -1383,6 +1474,8 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 			hostAgentServiceDeleteCheckpointHandler.ServeHTTP(w, r)
 		case HostAgentServiceExtendSandboxProcedure:
 			hostAgentServiceExtendSandboxHandler.ServeHTTP(w, r)
+		case HostAgentServiceSetSandboxSettingsProcedure:
+			hostAgentServiceSetSandboxSettingsHandler.ServeHTTP(w, r)
 		case HostAgentServiceSetNetworkPolicyProcedure:
 			hostAgentServiceSetNetworkPolicyHandler.ServeHTTP(w, r)
 		case HostAgentServiceReadMetricsProcedure:
@@ -1395,6 +1488,10 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 			hostAgentServiceBuildTemplateHandler.ServeHTTP(w, r)
 		case HostAgentServiceDeleteTemplateProcedure:
 			hostAgentServiceDeleteTemplateHandler.ServeHTTP(w, r)
+		case HostAgentServiceListStoreReferencesProcedure:
+			hostAgentServiceListStoreReferencesHandler.ServeHTTP(w, r)
+		case HostAgentServiceCollectStoreProcedure:
+			hostAgentServiceCollectStoreHandler.ServeHTTP(w, r)
 		case HostAgentServiceListTemplatesProcedure:
 			hostAgentServiceListTemplatesHandler.ServeHTTP(w, r)
 		case HostAgentServicePutBuildFilesProcedure:
@@ -1510,6 +1607,10 @@ func (UnimplementedHostAgentServiceHandler) ExtendSandbox(context.Context, *v1.E
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ExtendSandbox is not implemented"))
 }
 
+func (UnimplementedHostAgentServiceHandler) SetSandboxSettings(context.Context, *v1.SetSandboxSettingsRequest) (*v1.SetSandboxSettingsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.SetSandboxSettings is not implemented"))
+}
+
 func (UnimplementedHostAgentServiceHandler) SetNetworkPolicy(context.Context, *v1.SetNetworkPolicyRequest) (*v1.SetNetworkPolicyResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.SetNetworkPolicy is not implemented"))
 }
@@ -1532,6 +1633,14 @@ func (UnimplementedHostAgentServiceHandler) BuildTemplate(context.Context, *v1.B
 
 func (UnimplementedHostAgentServiceHandler) DeleteTemplate(context.Context, *v1.DeleteTemplateRequest) (*v1.DeleteTemplateResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.DeleteTemplate is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) ListStoreReferences(context.Context, *v1.ListStoreReferencesRequest) (*v1.ListStoreReferencesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ListStoreReferences is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) CollectStore(context.Context, *v1.CollectStoreRequest) (*v1.CollectStoreResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.CollectStore is not implemented"))
 }
 
 func (UnimplementedHostAgentServiceHandler) ListTemplates(context.Context, *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error) {
