@@ -70,17 +70,15 @@ func (s *Sandbox) Export(ctx context.Context, w io.Writer) error {
 
 // Import makes a paused sandbox from what Export of another host has written, of at most so
 // many bytes, and from the store. It is stored by this host then. Twice is allowed, with the
-// same epoch; AlreadyExists when the sandbox exists otherwise.
+// same epoch and content; AlreadyExists when the sandbox exists otherwise.
 func (m *Manager) Import(ctx context.Context, id wrenn.SandboxID, from wrenn.StoredSandbox, r io.Reader, most int64) (*Sandbox, error) {
 	if err := m.fetching.Lock(ctx); err != nil {
 		return nil, err
 	}
 	defer m.fetching.Unlock()
-	if s, err := m.Get(id); err == nil {
-		if info := s.Info(); info.Status == StatusPaused && info.Epoch == from.Epoch && from.Epoch != 0 {
-			return s, nil
-		}
-		return nil, wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s exists already on this host, and is %s", id, s.Info().Status)
+	existing, err := m.Get(id)
+	if err == nil && !existing.isPausedAt(from.Epoch) {
+		return nil, wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s exists already on this host, and is %s", id, existing.Info().Status)
 	}
 	defer m.garbage.mark() // the base, or all of it after an error
 	snap, state, release, err := m.archive.Import(ctx, string(from.Team), string(id), r, most)
@@ -88,8 +86,20 @@ func (m *Manager) Import(ctx context.Context, id wrenn.SandboxID, from wrenn.Sto
 		return nil, err
 	}
 	defer release()
+	if existing != nil {
+		if j := existing.journal.latest.Load(); !existing.isPausedAt(from.Epoch) || j.Snapshot != snap { // of an earlier move, which ended halfway
+			return nil, wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s exists already on this host, and is not as it was sent now", id)
+		}
+		return existing, nil
+	}
 	from.Key = "" // it is not stored
 	return m.enterFetched(ctx, id, from, snap, state)
+}
+
+// isPausedAt reports whether the sandbox is paused and of that epoch.
+func (s *Sandbox) isPausedAt(epoch wrenn.Epoch) bool {
+	info := s.Info()
+	return info.Status == StatusPaused && info.Epoch == epoch && epoch != 0
 }
 
 // enterFetched enters the sandbox of a snapshot that was fetched with its state.
