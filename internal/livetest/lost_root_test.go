@@ -111,9 +111,14 @@ func TestLostWithItsHost(t *testing.T) {
 	_, err = p.svc.CordonHost(t.Context(), service.Caller{}, has)
 	testkit.Must(t, err)
 	var copied *client.Forked
-	testkit.WaitNoError(t, "a copy is made on the other host", func() (err error) {
+	testkit.WaitUntil(t, "a copy is made on the other host", func() bool {
 		copied, err = p.api.ForkSandbox(t.Context(), sb.ID, client.Fork{Count: 1, Checkpoint: cp.ID})
-		return err
+		testkit.Must(t, err)
+		if _, there := p.seen(other, copied.Sandboxes[0].ID); there {
+			return true
+		}
+		testkit.Must(t, p.api.DeleteSandbox(t.Context(), copied.Sandboxes[0].ID)) // it was not known yet that the host is cordoned
+		return false
 	})
 	p.runs(t, other, copied.Sandboxes[0].ID)
 

@@ -44,7 +44,9 @@ func TestExport(t *testing.T) {
 	}
 	whole := export()
 	imported(whole)
-	down := objectstest.Faults{Before: func(context.Context, string, string) error { return wrenn.Errorf(wrenn.Unavailable, "the store is down") }}
+	down := objectstest.Faults{Before: func(context.Context, string, string) error {
+		return wrenn.Errorf(wrenn.Unavailable, "the store is down")
+	}}
 	s.Set(down)
 	imported(export())
 	s.Set(objectstest.Faults{})
