@@ -150,7 +150,7 @@ func isStoredOn(ctx context.Context, host *hostclient.Client, sb *wrenn.Sandbox)
 	}
 	for i := range inv.Sandboxes {
 		if seen := &inv.Sandboxes[i]; seen.ID == sb.ID && !seen.State.Ended() && (seen.Epoch == 0 || seen.Epoch >= sb.Epoch) {
-			same := sb.Stored.Key == "" || seen.Stored.Key == sb.Stored.Key // else it comes from this host, as it is there
+			same := sb.Stored.Key == "" || seen.Stored.Key == sb.Stored.Key // else it comes from this host, in the state that this host has
 			if seen.State != wrenn.ObservedPaused || !same {
 				return false, postgres.Conflict()
 			}

@@ -31,7 +31,7 @@ func (a *Archive) Export(ctx context.Context, owner, sandbox, id string, state [
 type exported struct {
 	objects.Store // has none of the other methods
 
-	has objects.Store // nil when none is there to ask
+	has objects.Store // nil for none
 	tar *tar.Writer
 }
 
@@ -92,7 +92,7 @@ func unpack(ctx context.Context, dir *objects.Dir, path string, r io.Reader) (la
 		return "", err
 	}
 	defer spool.Close()
-	if err := os.Remove(spool.Name()); err != nil { // it is there as long as it is open
+	if err := os.Remove(spool.Name()); err != nil { // its content stays until it is closed
 		return "", err
 	}
 	for in := tar.NewReader(r); ; {
