@@ -65,7 +65,9 @@ func (s *Sandbox) Export(ctx context.Context, w io.Writer) error {
 	}
 	ctx, done := s.cancel.context(ctx)
 	defer done()
-	return s.host.archive.Export(ctx, string(s.request.Team), string(s.id), j.Snapshot, state, w)
+	round, end := s.host.rounds.begin()
+	defer end()
+	return s.host.archive.Export(ctx, round, string(s.request.Team), string(s.id), j.Snapshot, state, w)
 }
 
 // Import makes a paused sandbox from what Export of another host has written, of at most so

@@ -18,10 +18,10 @@ const headTimeout = 5 * time.Second
 // Export writes to w what Upload of a snapshot would put into the store, as a tar of objects,
 // of which the record is the last. Layers that the store has are left out; while it does not
 // answer, none are. The archive's store may be nil.
-func (a *Archive) Export(ctx context.Context, owner, sandbox, id string, state []byte, w io.Writer) error {
+func (a *Archive) Export(ctx context.Context, round uint64, owner, sandbox, id string, state []byte, w io.Writer) error {
 	out := &exported{has: a.Objects, tar: tar.NewWriter(w)}
 	to := &Archive{Objects: out, Snapshots: a.Snapshots, IsShared: a.IsShared}
-	if _, err := to.Upload(ctx, owner, sandbox, id, state); err != nil {
+	if _, err := to.Upload(ctx, round, owner, sandbox, id, state); err != nil {
 		return err
 	}
 	return out.tar.Close()

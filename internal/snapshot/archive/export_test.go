@@ -27,7 +27,7 @@ func TestExport(t *testing.T) {
 	export := func() []byte {
 		t.Helper()
 		var sent bytes.Buffer
-		testkit.Must(t, a.Export(t.Context(), team, sandbox, "s1", []byte("state of s1"), &sent))
+		testkit.Must(t, a.Export(t.Context(), 0, team, sandbox, "s1", []byte("state of s1"), &sent))
 		return sent.Bytes()
 	}
 	imported := func(sent []byte) {
