@@ -301,10 +301,18 @@ type Checkpoint struct {
 	Name      string       `json:"name,omitempty"`   // for people
 	CreatedAt time.Time    `json:"created"`
 	SizeBytes int64        `json:"bytes"` // on its host's disk, including what it shares with others
+	OwnBytes  *int64       `json:"-"`     // what it shares with no other file: its deletion frees that; nil when not measured
 	// Stored is where it is in the snapshot store; zero while it is on its host alone.
 	Stored Stored `json:"stored,omitzero"`
 	// Automatic means that its host made it by itself, see SandboxSpec.CheckpointEvery.
 	Automatic bool `json:"automatic,omitempty"`
+}
+
+// Checkpoints are the checkpoints of a sandbox.
+type Checkpoints struct {
+	List      []Checkpoint // oldest first
+	Head      CheckpointID // the one that the sandbox continues from; "" for none
+	DiskBytes *int64       // what they take together, shared blocks once; nil when not measured
 }
 
 // TeamID names the owner of sandboxes and keys: a UUID.

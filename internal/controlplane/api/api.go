@@ -59,7 +59,7 @@ type Sandboxes interface {
 type Snapshots interface {
 	ForkSandbox(context.Context, service.Caller, wrenn.SandboxID, service.ForkSandbox) (*service.Forked, error)
 	CreateCheckpoint(ctx context.Context, c service.Caller, id wrenn.SandboxID, name string) (*wrenn.Checkpoint, error)
-	Checkpoints(context.Context, service.Caller, wrenn.SandboxID) (*service.Checkpoints, error)
+	Checkpoints(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Checkpoints, error)
 	RestoreCheckpoint(context.Context, service.Caller, wrenn.SandboxID, wrenn.CheckpointID) (*wrenn.Sandbox, error)
 	DeleteCheckpoint(context.Context, service.Caller, wrenn.SandboxID, wrenn.CheckpointID) error
 }

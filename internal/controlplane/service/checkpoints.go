@@ -9,12 +9,6 @@ import (
 // Snapshots are the use cases of copies and checkpoints.
 type Snapshots struct{ *core }
 
-// Checkpoints are those of a sandbox. Its host keeps them; no row has them.
-type Checkpoints struct {
-	List []wrenn.Checkpoint // oldest first
-	Head wrenn.CheckpointID // the one that the sandbox continues from; "" for none
-}
-
 // CreateCheckpoint keeps the present state of a running sandbox, which continues.
 // A paused one with AutoResume is resumed first. The name is for people and may be empty.
 func (s *Snapshots) CreateCheckpoint(ctx context.Context, c Caller, id wrenn.SandboxID, name string) (*wrenn.Checkpoint, error) {
@@ -33,8 +27,8 @@ func (s *Snapshots) CreateCheckpoint(ctx context.Context, c Caller, id wrenn.San
 	return &cp, nil
 }
 
-// Checkpoints returns a sandbox's checkpoints. One that has ended, or has not started, has none.
-func (s *Snapshots) Checkpoints(ctx context.Context, c Caller, id wrenn.SandboxID) (*Checkpoints, error) {
+// Checkpoints returns a sandbox's checkpoints, which its host keeps; no row has them. One that has ended, or has not started, has none.
+func (s *Snapshots) Checkpoints(ctx context.Context, c Caller, id wrenn.SandboxID) (*wrenn.Checkpoints, error) {
 	sb, err := s.store.TeamSandbox(ctx, c.Team, id)
 	if err != nil {
 		return nil, err
@@ -42,17 +36,17 @@ func (s *Snapshots) Checkpoints(ctx context.Context, c Caller, id wrenn.SandboxI
 	switch sb.State {
 	case wrenn.Running, wrenn.Pausing, wrenn.Paused, wrenn.Resuming:
 	default:
-		return &Checkpoints{}, nil
+		return &wrenn.Checkpoints{}, nil
 	}
 	host, err := s.hosts.clientOf(sb)
 	if err != nil {
 		return nil, err
 	}
-	list, head, err := host.Checkpoints(ctx, id)
+	all, err := host.MeasuredCheckpoints(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	return &Checkpoints{List: list, Head: head}, nil
+	return &all, nil
 }
 
 // RestoreCheckpoint takes a sandbox back to a checkpoint. Its present state is

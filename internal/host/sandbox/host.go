@@ -105,6 +105,7 @@ type host struct {
 	uploads   uploads
 	archive   *archive.Archive
 	fetching  cmutex.Mutex // one Fetch at a time
+	measuring cmutex.Mutex // one MeasureCheckpoints at a time
 	templates templateFetches
 	boots     turns
 	restores  turns

@@ -4462,7 +4462,9 @@ type Checkpoint struct {
 	// Where.
 	StoredKey string `protobuf:"bytes,131,opt,name=stored_key,json=storedKey,proto3" json:"stored_key,omitempty"`
 	// It was made by checkpoint_every_sec.
-	Automatic     bool `protobuf:"varint,160,opt,name=automatic,proto3" json:"automatic,omitempty"`
+	Automatic bool `protobuf:"varint,160,opt,name=automatic,proto3" json:"automatic,omitempty"`
+	// What it shares with no other file of the host's disk; absent when not measured.
+	OwnBytes      *uint64 `protobuf:"varint,225,opt,name=own_bytes,json=ownBytes,proto3,oneof" json:"own_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4551,6 +4553,13 @@ func (x *Checkpoint) GetAutomatic() bool {
 		return x.Automatic
 	}
 	return false
+}
+
+func (x *Checkpoint) GetOwnBytes() uint64 {
+	if x != nil && x.OwnBytes != nil {
+		return *x.OwnBytes
+	}
+	return 0
 }
 
 type CreateCheckpointRequest struct {
@@ -4659,8 +4668,10 @@ func (x *CreateCheckpointResponse) GetCheckpoint() *Checkpoint {
 }
 
 type ListCheckpointsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	// The answer has own_bytes and disk_bytes, as far as the host's file system tells.
+	Measure       bool `protobuf:"varint,225,opt,name=measure,proto3" json:"measure,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4702,11 +4713,20 @@ func (x *ListCheckpointsRequest) GetSandboxId() string {
 	return ""
 }
 
+func (x *ListCheckpointsRequest) GetMeasure() bool {
+	if x != nil {
+		return x.Measure
+	}
+	return false
+}
+
 type ListCheckpointsResponse struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Checkpoints []*Checkpoint          `protobuf:"bytes,1,rep,name=checkpoints,proto3" json:"checkpoints,omitempty"`
 	// The one that the sandbox continues from; empty for none.
-	Head          string `protobuf:"bytes,2,opt,name=head,proto3" json:"head,omitempty"`
+	Head string `protobuf:"bytes,2,opt,name=head,proto3" json:"head,omitempty"`
+	// What the checkpoints take together, shared blocks once; absent when not measured.
+	DiskBytes     *uint64 `protobuf:"varint,225,opt,name=disk_bytes,json=diskBytes,proto3,oneof" json:"disk_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4753,6 +4773,13 @@ func (x *ListCheckpointsResponse) GetHead() string {
 		return x.Head
 	}
 	return ""
+}
+
+func (x *ListCheckpointsResponse) GetDiskBytes() uint64 {
+	if x != nil && x.DiskBytes != nil {
+		return *x.DiskBytes
+	}
+	return 0
 }
 
 type RestoreCheckpointRequest struct {
@@ -8242,7 +8269,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\tR\x04code\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\x8d\x02\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\xbe\x02\n" +
 	"\n" +
 	"Checkpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
@@ -8254,7 +8281,10 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\tstored_at\x18\x82\x01 \x01(\v2\x1a.google.protobuf.TimestampR\bstoredAt\x12\x1e\n" +
 	"\n" +
 	"stored_key\x18\x83\x01 \x01(\tR\tstoredKey\x12\x1d\n" +
-	"\tautomatic\x18\xa0\x01 \x01(\bR\tautomatic\"q\n" +
+	"\tautomatic\x18\xa0\x01 \x01(\bR\tautomatic\x12!\n" +
+	"\town_bytes\x18\xe1\x01 \x01(\x04H\x00R\bownBytes\x88\x01\x01B\f\n" +
+	"\n" +
+	"_own_bytes\"q\n" +
 	"\x17CreateCheckpointRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12#\n" +
@@ -8263,13 +8293,17 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x18CreateCheckpointResponse\x128\n" +
 	"\n" +
 	"checkpoint\x18\x01 \x01(\v2\x18.hostagent.v1.CheckpointR\n" +
-	"checkpoint\"7\n" +
+	"checkpoint\"R\n" +
 	"\x16ListCheckpointsRequest\x12\x1d\n" +
 	"\n" +
-	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"i\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x19\n" +
+	"\ameasure\x18\xe1\x01 \x01(\bR\ameasure\"\x9d\x01\n" +
 	"\x17ListCheckpointsResponse\x12:\n" +
 	"\vcheckpoints\x18\x01 \x03(\v2\x18.hostagent.v1.CheckpointR\vcheckpoints\x12\x12\n" +
-	"\x04head\x18\x02 \x01(\tR\x04head\"^\n" +
+	"\x04head\x18\x02 \x01(\tR\x04head\x12#\n" +
+	"\n" +
+	"disk_bytes\x18\xe1\x01 \x01(\x04H\x00R\tdiskBytes\x88\x01\x01B\r\n" +
+	"\v_disk_bytes\"^\n" +
 	"\x18RestoreCheckpointRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12#\n" +
@@ -8937,6 +8971,8 @@ func file_v1_hostagent_proto_init() {
 		(*BuildTemplateResponse_Keepalive)(nil),
 		(*BuildTemplateResponse_Step)(nil),
 	}
+	file_v1_hostagent_proto_msgTypes[60].OneofWrappers = []any{}
+	file_v1_hostagent_proto_msgTypes[64].OneofWrappers = []any{}
 	file_v1_hostagent_proto_msgTypes[91].OneofWrappers = []any{}
 	file_v1_hostagent_proto_msgTypes[93].OneofWrappers = []any{
 		(*ExecStreamRequest_Start)(nil),

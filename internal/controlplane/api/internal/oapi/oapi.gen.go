@@ -849,6 +849,9 @@ type Checkpoint struct {
 	ID        CheckpointID `json:"id"`
 	Name      string       `json:"name"`
 
+	// OwnBytes What it shares with no other file of its host's disk: deleting it frees that, once no machine runs from it. Only in lists, and absent when the host cannot tell.
+	OwnBytes *int64 `json:"own_bytes,omitempty"`
+
 	// ParentID The checkpoint that the sandbox continued from; absent for none.
 	ParentID *CheckpointID `json:"parent_id,omitempty"`
 
@@ -865,6 +868,9 @@ type CheckpointID = string
 // Checkpoints defines model for Checkpoints.
 type Checkpoints struct {
 	Checkpoints []Checkpoint `json:"checkpoints"`
+
+	// DiskBytes What all of them take on the host's disk together: blocks that several share count once, also those that they share with the template. Absent when the host cannot tell.
+	DiskBytes *int64 `json:"disk_bytes,omitempty"`
 
 	// Head The checkpoint that the sandbox continues from; absent for none.
 	Head *CheckpointID `json:"head,omitempty"`
