@@ -315,6 +315,12 @@ type Checkpoints struct {
 	DiskBytes *int64       // what they take together, shared blocks once; nil when not measured
 }
 
+// ConsoleQuery is which part of a console is wanted.
+type ConsoleQuery struct {
+	Follow bool      // also new output, until the sandbox ends
+	Since  time.Time // only what was printed after it, to about a second; zero is everything
+}
+
 // TeamID names the owner of sandboxes and keys: a UUID.
 type TeamID string
 

@@ -52,7 +52,7 @@ type Sandboxes interface {
 	// that change, and at least every 15 s, until ctx ends or send fails.
 	WatchSandboxes(ctx context.Context, c service.Caller, send func(service.Changes) error) error
 	// Logs reads the console; the reader returns io.EOF at the end of the console, never at a broken connection.
-	Logs(ctx context.Context, c service.Caller, id wrenn.SandboxID, follow bool) (io.ReadCloser, error)
+	Logs(ctx context.Context, c service.Caller, id wrenn.SandboxID, query wrenn.ConsoleQuery) (io.ReadCloser, error)
 }
 
 // Snapshots are copies and checkpoints of sandboxes.

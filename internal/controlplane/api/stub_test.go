@@ -409,12 +409,12 @@ func (s *stub) SandboxMetrics(_ context.Context, c service.Caller, id wrenn.Sand
 	return samples, err
 }
 
-func (s *stub) Logs(ctx context.Context, c service.Caller, id wrenn.SandboxID, follow bool) (io.ReadCloser, error) {
+func (s *stub) Logs(ctx context.Context, c service.Caller, id wrenn.SandboxID, query wrenn.ConsoleQuery) (io.ReadCloser, error) {
 	if _, err := s.find(c, id); err != nil {
 		return nil, err
 	}
 	said := io.Reader(strings.NewReader("Linux\r\n\xff\x00"))
-	if follow {
+	if query.Follow {
 		said = io.MultiReader(said, untilDone{ctx})
 	}
 	return io.NopCloser(said), nil

@@ -74,7 +74,7 @@ type Service interface {
 
 	SandboxMetrics(ctx context.Context, c service.Caller, id wrenn.SandboxID, from, to time.Time) ([]wrenn.MetricsSample, error)
 	// Logs reads the console; io.EOF is its end.
-	Logs(ctx context.Context, c service.Caller, id wrenn.SandboxID, follow bool) (io.ReadCloser, error)
+	Logs(ctx context.Context, c service.Caller, id wrenn.SandboxID, query wrenn.ConsoleQuery) (io.ReadCloser, error)
 	LastMetrics(context.Context, service.Caller, []wrenn.SandboxID) (map[wrenn.SandboxID]wrenn.MetricsSample, error)
 
 	ListTemplates(context.Context, service.Caller) ([]wrenn.Template, error)

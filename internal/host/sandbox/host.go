@@ -171,17 +171,20 @@ func (h *host) Get(id wrenn.SandboxID) (*Sandbox, error) { return h.registry.get
 // Console returns the end of what the kernel, the init and the agent of a
 // sandbox printed, bounded; the guest chose what is in it. The console of a
 // sandbox that failed or stopped without a Destroy, or whose launch failed, is
-// kept for a while. More reports whether more may come. NotFound when none is known.
-func (h *host) Console(id wrenn.SandboxID) (text string, more bool, err error) {
+// kept for a while. Only what was printed after since counts, to about a second; of a console that is
+// kept this is all or nothing. More reports whether more may come. NotFound when none is known.
+func (h *host) Console(id wrenn.SandboxID, since time.Time) (text string, more bool, err error) {
 	s, err := h.registry.get(id)
 	if err == nil {
 		more = !s.Info().Status.ended()
-		if text, ok := s.console.Text(); ok {
+		if text, ok := s.console.Since(since); ok {
 			return text, more, nil
 		}
 	}
-	kept, readErr := h.consoles.Read(id)
+	kept, when, readErr := h.consoles.Read(id)
 	switch {
+	case readErr == nil && since.After(when):
+		return "", more, nil
 	case readErr == nil:
 		return kept, more, nil
 	case !errors.Is(readErr, fs.ErrNotExist):

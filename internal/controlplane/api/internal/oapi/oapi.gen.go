@@ -2386,6 +2386,10 @@ type WriteFileParams struct {
 type GetSandboxLogsParams struct {
 	// Follow Continue with new output until the sandbox ends. A burst of output may be incomplete.
 	Follow *bool `form:"follow,omitempty" json:"follow,omitempty"`
+
+	// Since Only what was printed after this time, to about a second, by the host's clock. What was printed before the host's agent last started counts as printed then,
+	// and the console of a sandbox that has ended as printed at its end. The answer is `unavailable` when the host's agent is too old for it.
+	Since *time.Time `form:"since,omitempty" json:"since,omitempty"`
 }
 
 // GetSandboxMetricsParams defines parameters for GetSandboxMetrics.
@@ -4567,6 +4571,19 @@ func (siw *ServerInterfaceWrapper) GetSandboxLogs(w http.ResponseWriter, r *http
 			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "follow"})
 		} else {
 			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "follow", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "since" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "since", r.URL.Query(), &params.Since, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "since"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "since", Err: err})
 		}
 		return
 	}
