@@ -110,6 +110,7 @@ func checkTrace(t *testing.T, spans []*otlp.Span) {
 	const call = "hostagent.v1.HostAgentService/StartSandbox"
 	for child, parent := range map[string]string{
 		"place": "server createSandbox", "row": "server createSandbox", "client " + call: "server createSandbox", "server " + call: "client " + call,
+		"client query InsertSandboxes": "row", "client guest /init": "ready",
 		"slot": "server " + call, "disk": "server " + call, "machine": "server " + call, "ready": "server " + call,
 	} {
 		if parents[child] != parent {

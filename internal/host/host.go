@@ -59,7 +59,7 @@ type Config struct {
 	Network  network.Config // its FirstUID and Log are filled in here
 	Out      io.Writer      // gets progress and choices, for people
 	Log      *slog.Logger
-	Trace    func(id wrenn.SandboxID, step string, took time.Duration) // see sandbox.Config
+	Trace    func(ctx context.Context, id wrenn.SandboxID, step string, took time.Duration) // see sandbox.Config
 	Adopt    bool                                                      // sandboxes of an earlier agent, instead of removing them
 	Limits   sandbox.Limits                                            // its OverheadMiB is the driver's
 	Pool     *int                                                      // see sandbox.Config; nil is emulatedPool under emulation, and else none

@@ -63,7 +63,7 @@ type Config struct {
 	SilentAfter time.Duration
 	Log         *slog.Logger
 	// Trace, if set, gets the duration of each step of a sandbox.
-	Trace func(id wrenn.SandboxID, step string, took time.Duration)
+	Trace func(ctx context.Context, id wrenn.SandboxID, step string, took time.Duration)
 	// Adopt takes over the sandboxes of an earlier agent; otherwise Open
 	// destroys them.
 	Adopt bool
