@@ -28,9 +28,9 @@ setup: ## install missing programs: Go, QEMU, mmdebstrap, PostgreSQL, … (needs
 	@scripts/setup.sh
 
 .PHONY: build
-build: setup ## build bin/: wrenn, control-plane, host-agent, and the guest programs envd and stage0
-	@$(GO_BUILD) -o bin/ ./cmd/envd ./cmd/stage0
-	@$(STAMPED) -o bin/ $(filter-out %/envd %/stage0,$(wildcard ./cmd/*))
+build: setup ## build bin/: wrenn, control-plane, host-agent, and the programs for guests: envd, stage0, mcp-gateway
+	@$(GO_BUILD) -o bin/ ./cmd/envd ./cmd/stage0 ./cmd/mcp-gateway
+	@$(STAMPED) -o bin/ $(filter-out %/envd %/stage0 %/mcp-gateway,$(wildcard ./cmd/*))
 
 # Apart from a "wrenn up" of the user's on this machine, but for the images.
 DEMO := --state /var/lib/wrenn-demo --run /run/wrenn-demo --images /var/lib/wrenn/images --net-range 10.190.0.0/16 --net-prefix wdemo
@@ -66,6 +66,10 @@ verify/images: ## check that another directory makes the same images
 verify/install: setup ## install, upgrade and remove the package in a booted machine; SUITE=bookworm, trixie (the default) or noble
 	$(AS_ROOT) env PATH="$$PATH" scripts/verify-install.sh $(or $(SUITE),trixie)
 
+.PHONY: verify/arm64
+verify/arm64: ## boot the guest's programs for arm64 by emulation and use them; needs root, mmdebstrap and qemu-system-arm
+	$(AS_ROOT) env PATH="$$PATH" go run -trimpath ./e2e/arm64
+
 .PHONY: verify/alerts
 verify/alerts: ## evaluate each alert of packaging/prometheus with Prometheus' own code
 	@scripts/verify-alerts.sh
@@ -82,6 +86,10 @@ test: build render ## run every test that this machine can run; as root that inc
 sdk-matrix: build ## call every method of E2B's SDKs, command line and code interpreter, and write the table in docs/e2b.md; ARGS='python 2.63.0' selects; needs root, python3-venv, npm, libnss-myhostname
 	$(AS_ROOT) env PATH="$$PATH" bin/wrenn up $(DEMO) --listen 127.0.0.1:0 --domain sandbox.localhost:8443 -- \
 		go run ./e2e/sdk/matrix -authority /var/lib/wrenn-demo/tls/sandbox.localhost/ca.pem $(ARGS)
+
+.PHONY: recording
+recording: build ## make docs/recording.svg, the terminal in README.md, from a run in real sandboxes; needs root
+	$(AS_ROOT) bin/wrenn up $(DEMO) --listen 127.0.0.1:0 -- env PATH="$(CURDIR)/bin:$$PATH" go run -trimpath ./e2e/recording docs/recording.svg
 
 .PHONY: recipes
 recipes: ## test the programs of images/templates on this machine, with E2B's SDK; needs python3-venv
@@ -103,6 +111,7 @@ check: setup lint verify/alerts verify/generate breaking ## run linters; check t
 lint: ## run gofmt, vet, golangci-lint, buf, shellcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go' ':!proto/gen'))" || { gofmt -l $$(git ls-files '*.go' ':!proto/gen'); exit 1; }
 	@$(TOOL) golangci-lint run --build-tags $(VM_TAGS),nested
+	@lint=$$($(TOOL) -n golangci-lint) && cd client && "$$lint" run # a module
 	@$(TOOL) buf lint
 	@shellcheck scripts/*.sh images/*.sh packaging/*.sh examples/*.sh .ci/run
 

@@ -10,6 +10,10 @@ require (
 	google.golang.org/protobuf v1.36.12
 )
 
+// The Go SDK is a module, so that programs that use it get none of the modules below.
+require wrenn.dev/client v0.0.0-00010101000000-000000000000
+
+
 require (
 	connectrpc.com/otelconnect v0.10.0
 	filippo.io/age v1.3.2
@@ -138,3 +142,5 @@ require (
 	gopkg.in/yaml.v3 v3.0.1 // indirect
 	gotest.tools/v3 v3.5.2 // indirect
 )
+
+replace wrenn.dev/client => ./client

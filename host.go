@@ -137,6 +137,13 @@ type StoredSandbox struct {
 	Epoch Epoch  // that it has on the host that fetches it
 }
 
+// CheckpointSource is a stored checkpoint that a host makes another sandbox from.
+type CheckpointSource struct {
+	Sandbox    SandboxID // whose checkpoint it is
+	Checkpoint CheckpointID
+	Key        string // see Stored
+}
+
 // Stored is where the snapshot of a paused sandbox, a checkpoint or a template is in the
 // snapshot store. The zero value is nowhere: it is on its host alone.
 type Stored struct {

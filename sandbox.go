@@ -19,7 +19,7 @@ const (
 	Resuming State = "resuming"
 	Stopping State = "stopping"
 	Stopped  State = "stopped" // gone, by a user or its timeout
-	Failed   State = "failed"  // gone, with a reason
+	Failed   State = "failed"  // gone, with a reason; paused again when a user restores a stored checkpoint
 )
 
 // next holds the transitions that are allowed. The database, the reconciler and
@@ -33,7 +33,7 @@ var next = map[State][]State{
 	Resuming: {Running, Paused, Stopping, Stopped, Failed},
 	Stopping: {Stopped, Failed},
 	Stopped:  nil,
-	Failed:   nil,
+	Failed:   {Paused}, // when a user restores a stored checkpoint
 }
 
 // States returns all states in the order in which a sandbox passes them.
@@ -44,7 +44,8 @@ func States() []State {
 // Can reports whether a sandbox may move from s to to.
 func (s State) Can(to State) bool { return slices.Contains(next[s], to) }
 
-// Ended reports whether s is final.
+// Ended reports whether the sandbox is gone: nothing moves it but a user who restores a
+// checkpoint of one that failed.
 func (s State) Ended() bool { return s == Stopped || s == Failed }
 
 // InTransition reports whether an operation is at work that will move the

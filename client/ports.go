@@ -12,7 +12,7 @@ import (
 
 	"github.com/coder/websocket"
 
-	"wrenn.dev/api/portstream"
+	"wrenn.dev/client/portstream"
 )
 
 // DialPort connects to a TCP port of a sandbox. The program may listen on any of

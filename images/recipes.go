@@ -11,15 +11,15 @@ type Recipe struct {
 	Name            string
 	VCPUs, MemoryMB int    // of its sandboxes
 	ReadyCmd        string // as of a template
-	// Missing says why the recipe cannot be built; "" if it can.
-	Missing string
+	// Programs are names of programs of Wrenn that the Dockerfile copies, too.
+	Programs []string
 }
 
 var recipes = []Recipe{
 	{Name: "base", VCPUs: 2, MemoryMB: 1024},
 	{Name: "code-interpreter-v1", VCPUs: 2, MemoryMB: 2048, ReadyCmd: "curl -sf http://127.0.0.1:49999/health"},
 	{Name: "desktop", VCPUs: 4, MemoryMB: 4096},
-	{Name: "mcp-gateway", Missing: "its program, Docker's MCP gateway, is in no registry of packages"},
+	{Name: "mcp-gateway", VCPUs: 2, MemoryMB: 1024, Programs: []string{"mcp-gateway"}},
 }
 
 //go:embed templates
@@ -39,6 +39,6 @@ func FindRecipe(name string) (r Recipe, ok bool) {
 	return Recipe{}, false
 }
 
-// Files returns the Dockerfile of a recipe that can be built, with the files that it
-// copies.
+// Files returns the Dockerfile of a recipe with the files that it copies, but for its
+// Programs.
 func (r Recipe) Files() (fs.FS, error) { return fs.Sub(recipeFiles, path.Join("templates", r.Name)) }

@@ -40,7 +40,7 @@ stage() {
 	local to=$1
 	mkdir -p "$to"/{bin,lib/wrenn,share/doc/wrenn/docs}
 	# As in the Makefile: what is in an image of a guest is named by its bytes, so no commit is in it.
-	go build "${flags[@]}" -ldflags='-s -w' -o "$to/lib/wrenn/" ./cmd/envd ./cmd/stage0
+	go build "${flags[@]}" -ldflags='-s -w' -o "$to/lib/wrenn/" ./cmd/envd ./cmd/stage0 ./cmd/mcp-gateway
 	go build "${flags[@]}" -ldflags="-s -w $stamp" -o "$to/bin/wrenn" ./cmd/wrenn
 	for program in host-agent control-plane; do
 		go build "${flags[@]}" -ldflags="-s -w $stamp" -o "$to/bin/wrenn-$program" "./cmd/$program"

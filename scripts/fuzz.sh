@@ -1,9 +1,9 @@
 #!/bin/bash
-# Runs every fuzz target of the module for the time given: scripts/fuzz.sh 5s
+# Runs every fuzz target of both modules for the time given: scripts/fuzz.sh 5s
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# fuzz TARGET DIRECTORY TIME. On a busy machine the fuzzing engine sometimes
+# fuzz TARGET PACKAGE TIME. On a busy machine the fuzzing engine sometimes
 # reports its own deadline as a failure, without an input: that is tried again.
 # To minimize each new input takes most of the time for targets whose inputs are
 # long: FuzzPlace ran 9 inputs in 5 s, and runs 11000 with a bound of 10 attempts.
@@ -22,8 +22,9 @@ fuzz() {
 }
 
 grep -rl --include='*_test.go' '^func Fuzz' . | while read -r file; do
+	package=wrenn.dev/$(dirname "${file#./}") # an import path: ./client is in another module
 	sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$file" | while read -r target; do
-		echo "== $target ($(dirname "$file"))"
-		fuzz "$target" "$(dirname "$file")" "$1"
+		echo "== $target ($package)"
+		fuzz "$target" "$package" "$1"
 	done
 done

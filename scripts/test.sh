@@ -101,7 +101,7 @@ finish() {
 	exit 0
 }
 
-suite 'unit tests, no privileges' ./...
+suite 'unit tests, no privileges' './... wrenn.dev/client/...'
 
 if [ "$(id -u)" != 0 ]; then
 	left_out 'namespaces, ownership, machines: they need root'

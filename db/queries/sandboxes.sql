@@ -26,7 +26,7 @@ WITH moved AS (
         state = @to_state,
         reason = @reason,
         env = CASE WHEN @to_state IN ('stopped', 'failed') THEN '{}' ELSE env END, -- they may be secrets
-        end_cause = coalesce(nullif(@end_cause::text, ''), sandboxes.end_cause),
+        end_cause = CASE WHEN @from_state = 'failed' THEN '' ELSE coalesce(nullif(@end_cause::text, ''), sandboxes.end_cause) END,
         unresponsive_since = CASE WHEN @to_state IN ('running', 'pausing') THEN unresponsive_since END, -- a pause may fail
         unresponsive_reason = CASE WHEN @to_state IN ('running', 'pausing') THEN unresponsive_reason ELSE '' END,
         -- A resume may fail; what is stored is what was paused as long as the sandbox has not run.

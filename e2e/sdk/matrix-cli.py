@@ -227,4 +227,4 @@ def _():
     equal(sandbox in sandboxes(), False)
 
 
-main(shared)
+main(shared, sys.argv[2:])

@@ -66,6 +66,7 @@ method('listCodeContexts, restartCodeContext, removeCodeContext', async () => {
 })
 
 for (const [name, check] of checks) {
+  if (process.argv.length > 2 && !process.argv.slice(2).some((part) => name.includes(part))) continue
   const began = Date.now()
   let outcome = 'pass', error = ''
   try {

@@ -928,16 +928,31 @@ def template():
 NAME = f"matrix-{UNIQUE}"
 
 
+class Named:
+    """The template NAME, which Template.build makes, or else the first method that needs it."""
+    built = False
+
+    @classmethod
+    def build(cls, **kwargs):
+        Template = template()
+        recipe = Template().from_template("base").set_envs({"BUILT": "yes"}).run_cmd("echo built > /home/user/built").set_workdir("/home/user")
+        kwargs |= dict(cpu_count=1, memory_mb=512)
+        if VERSION >= (2, 10):
+            Template.build(recipe, NAME, **kwargs)
+        else:
+            Template.build(recipe, alias=NAME, **kwargs)
+        cls.built = True
+
+    @classmethod
+    def need(cls):
+        if not cls.built:
+            cls.build()
+
+
 @method("Template.build")
 def _():
-    Template = template()
-    recipe = Template().from_template("base").set_envs({"BUILT": "yes"}).run_cmd("echo built > /home/user/built").set_workdir("/home/user")
     logs = []
-    kwargs = dict(cpu_count=1, memory_mb=512, on_build_logs=lambda entry: logs.append(entry.message))
-    if VERSION >= (2, 10):
-        Template.build(recipe, NAME, **kwargs)
-    else:
-        Template.build(recipe, alias=NAME, **kwargs)
+    Named.build(on_build_logs=lambda entry: logs.append(entry.message))
     if not logs:
         raise AssertionError("no logs")
     sandbox = Sandbox.create(NAME, timeout=600)
@@ -1002,6 +1017,7 @@ def _():
 def _():
     Template = template()
     need(Template, "assign_tags", "remove_tags")
+    Named.need()
     equal(list(Template.assign_tags(NAME, ["stable"]).tags), ["stable"])
     if hasattr(Template, "get_tags"):
         equal(sorted(tag.tag for tag in Template.get_tags(NAME)), ["default", "stable"])

@@ -1,7 +1,6 @@
 // Command agents runs each task in a sandbox that no other task shares: what one agent
 // installs, breaks or leaks does not reach the others.
 //
-//	export WRENN_API_URL=http://127.0.0.1:8080 WRENN_API_KEY=...
 //	go run ./examples/agents 'echo one > /tmp/x; cat /tmp/x' 'ls /tmp/x'
 package main
 
@@ -17,16 +16,15 @@ import (
 )
 
 const (
-	parallel  = 2                // sandboxes at a time
-	taskTime  = 2 * time.Minute  // of one task
-	idleTime  = 10 * time.Minute // after which a sandbox ends if this program could not destroy it
-	cleanTime = 30 * time.Second
+	parallel = 2                // sandboxes at a time
+	taskTime = 2 * time.Minute  // of one task
+	idleTime = 10 * time.Minute // after which a sandbox ends if this program could not destroy it
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	api, err := client.New(client.Config{URL: os.Getenv("WRENN_API_URL"), Key: os.Getenv("WRENN_API_KEY")})
+	api, err := client.FromEnvironment()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(2)
@@ -49,19 +47,17 @@ func main() {
 
 // run runs a task in a sandbox for it alone, and returns what it printed.
 func run(ctx context.Context, api *client.Client, task string) (output string, err error) {
-	sandbox, err := api.CreateSandbox(ctx, client.CreateSandbox{Timeout: idleTime, Metadata: map[string]string{"example": "agents"}})
+	sandbox, err := api.Create(ctx, client.CreateSandbox{Timeout: idleTime, Metadata: map[string]string{"example": "agents"}})
 	if err != nil {
 		return "", err
 	}
 	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTime) // also after Ctrl-C
-		defer cancel()
-		if failed := api.DeleteSandbox(ctx, sandbox.ID); err == nil {
+		if failed := sandbox.Close(); err == nil { // also after Ctrl-C
 			err = failed
 		}
 	}()
 	// An agent is a loop: ask a model, run what it wants, show it the result. Here the model's answer is the task.
-	result, err := api.Exec(ctx, sandbox.ID, client.Command{Cmd: "/bin/sh", Args: []string{"-c", task}, Timeout: taskTime})
+	result, err := sandbox.Run(ctx, client.Command{Cmd: "/bin/sh", Args: []string{"-c", task}, Timeout: taskTime})
 	if err != nil {
 		return "", err
 	}

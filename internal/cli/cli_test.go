@@ -24,6 +24,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"wrenn.dev/client"
+	"wrenn.dev/client/settings"
 	"wrenn.dev/internal/run"
 )
 
@@ -482,25 +483,25 @@ func TestLogin(t *testing.T) {
 func TestLend(t *testing.T) {
 	home := t.TempDir()
 	path := filepath.Join(home, ".config", "wrenn", "config.toml")
-	if err := lend(home, os.Getuid(), os.Getgid(), settings{URL: "http://old", Key: "old"}); err != nil {
+	if err := lend(home, os.Getuid(), os.Getgid(), settings.File{URL: "http://old", Key: "old"}); err != nil {
 		t.Fatal(err)
 	}
-	other := map[string]kept{"other": {"http://other", "secret"}}
-	text, err := toml.Marshal(settings{URL: "http://old", Key: "old", Contexts: other})
+	other := map[string]settings.Server{"other": {URL: "http://other", Key: "secret"}}
+	text, err := toml.Marshal(settings.File{URL: "http://old", Key: "old", Contexts: other})
 	if err := errors.Join(err, os.WriteFile(path, text, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	roots := map[string]kept{"roots": {"http://root", "of root"}}
-	if err := lend(home, os.Getuid(), os.Getgid(), settings{URL: "http://new", Key: "new", Contexts: roots}); err != nil {
+	roots := map[string]settings.Server{"roots": {URL: "http://root", Key: "of root"}}
+	if err := lend(home, os.Getuid(), os.Getgid(), settings.File{URL: "http://new", Key: "new", Contexts: roots}); err != nil {
 		t.Fatal(err)
 	}
-	var got settings
+	var got settings.File
 	text, err = os.ReadFile(path)
 	info, statErr := os.Stat(path)
 	if err := errors.Join(err, statErr, toml.Unmarshal(text, &got)); err != nil || info.Mode() != 0o600 {
 		t.Errorf("%v, %v", info.Mode(), err)
 	}
-	want := settings{URL: "http://new", Key: "new", Contexts: map[string]kept{"other": other["other"], "local": {"http://new", "new"}}}
+	want := settings.File{URL: "http://new", Key: "new", Contexts: map[string]settings.Server{"other": other["other"], "local": {URL: "http://new", Key: "new"}}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("lent (-want +got):\n%s", diff)
 	}
@@ -508,7 +509,7 @@ func TestLend(t *testing.T) {
 	if err := os.Symlink(outside, filepath.Join(trap, ".config")); err != nil {
 		t.Fatal(err)
 	}
-	if err := lend(trap, os.Getuid(), os.Getgid(), settings{URL: "http://x"}); err == nil {
+	if err := lend(trap, os.Getuid(), os.Getgid(), settings.File{URL: "http://x"}); err == nil {
 		t.Error("wrote through a link out of the home")
 	}
 	if files, err := os.ReadDir(outside); err != nil || len(files) > 0 {

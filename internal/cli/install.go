@@ -15,6 +15,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"wrenn.dev"
+	"wrenn.dev/client/settings"
 	"wrenn.dev/internal/cli/service"
 	"wrenn.dev/internal/launch"
 	"wrenn.dev/internal/parts"
@@ -48,7 +49,7 @@ func (*upCommand) install(ctx context.Context, s *session) error {
 	if err != nil {
 		return fmt.Errorf("read the key that the service made: %w", err)
 	}
-	var made settings
+	var made settings.File
 	if err := toml.Unmarshal(text, &made); err != nil {
 		return fmt.Errorf("%s: %w", places.Client(), err)
 	}
@@ -56,7 +57,7 @@ func (*upCommand) install(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	path, err := s.save(settings{URL: made.URL, Key: made.Key, Contexts: withLocal(old.Contexts, kept{made.URL, made.Key})})
+	path, err := s.save(settings.File{URL: made.URL, Key: made.Key, Contexts: withLocal(old.Contexts, settings.Server{URL: made.URL, Key: made.Key})})
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/term"
 
 	"wrenn.dev/client"
+	"wrenn.dev/client/settings"
 	"wrenn.dev/internal/plain"
 	"wrenn.dev/internal/run"
 )
@@ -55,8 +56,8 @@ func (c *loginCommand) Run(ctx context.Context, s *session) error {
 	if _, err := api.Templates(ctx); err != nil { // every scope may read
 		return fmt.Errorf("%s: %w", plain.Line(c.Server), err)
 	}
-	return s.changeSettings(func(file *settings) error {
-		file.Contexts[name] = kept{URL: api.URL(), Key: key}
+	return s.changeSettings(func(file *settings.File) error {
+		file.Contexts[name] = settings.Server{URL: api.URL(), Key: key}
 		file.URL, file.Key = api.URL(), key
 		return s.print(map[string]string{"context": name, "url": api.URL()}, func(w io.Writer) {
 			fmt.Fprintf(w, "%s is in use from now on, as %s\n", plain.Line(api.URL()), name)
@@ -106,16 +107,16 @@ func (s *session) readKey(ctx context.Context) (string, error) {
 
 // changeSettings changes the configuration file. The server in use is kept among the
 // contexts, so that it is not lost.
-func (s *session) changeSettings(change func(*settings) error) error {
+func (s *session) changeSettings(change func(*settings.File) error) error {
 	file, err := s.settings()
 	if err != nil {
 		return err
 	}
 	if file.Contexts == nil {
-		file.Contexts = map[string]kept{}
+		file.Contexts = map[string]settings.Server{}
 	}
-	if file.URL != "" && !slices.Contains(slices.Collect(maps.Values(file.Contexts)), kept{file.URL, file.Key}) {
-		file.Contexts[localContext] = kept{file.URL, file.Key}
+	if file.URL != "" && !slices.Contains(slices.Collect(maps.Values(file.Contexts)), file.InUse()) {
+		file.Contexts[localContext] = file.InUse()
 	}
 	if err := change(&file); err != nil {
 		return err
@@ -149,7 +150,7 @@ func (*contextListCommand) Run(s *session) error {
 	all := []context{}
 	for _, name := range slices.Sorted(maps.Keys(file.Contexts)) {
 		one := file.Contexts[name]
-		all = append(all, context{name, one.URL, one == kept{file.URL, file.Key}})
+		all = append(all, context{name, one.URL, one == file.InUse()})
 	}
 	if file.URL != "" && !slices.ContainsFunc(all, func(c context) bool { return c.InUse }) {
 		all = append(all, context{localContext, file.URL, true})
@@ -169,7 +170,7 @@ type contextUseCommand struct {
 
 // Run makes the context the server in use.
 func (c *contextUseCommand) Run(s *session) error {
-	return s.changeSettings(func(file *settings) error {
+	return s.changeSettings(func(file *settings.File) error {
 		one, ok := file.Contexts[c.Name]
 		if !ok {
 			return noContext(c.Name)
@@ -185,12 +186,12 @@ type contextDeleteCommand struct {
 
 // Run forgets the context; if it is in use, no server is in use afterwards.
 func (c *contextDeleteCommand) Run(s *session) error {
-	return s.changeSettings(func(file *settings) error {
+	return s.changeSettings(func(file *settings.File) error {
 		one, ok := file.Contexts[c.Name]
 		if !ok {
 			return noContext(c.Name)
 		}
-		if one == (kept{file.URL, file.Key}) {
+		if one == file.InUse() {
 			file.URL, file.Key = "", ""
 		}
 		delete(file.Contexts, c.Name)
@@ -199,7 +200,7 @@ func (c *contextDeleteCommand) Run(s *session) error {
 }
 
 // withLocal returns the contexts with that of this machine's server, if there are any.
-func withLocal(contexts map[string]kept, here kept) map[string]kept {
+func withLocal(contexts map[string]settings.Server, here settings.Server) map[string]settings.Server {
 	if len(contexts) > 0 {
 		contexts[localContext] = here
 	}

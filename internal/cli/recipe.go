@@ -2,12 +2,13 @@ package cli
 
 import (
 	"cmp"
-	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"wrenn.dev/images"
+	"wrenn.dev/internal/parts"
 )
 
 // recipeReady is how long a recipe's server may take to start; an emulated machine
@@ -26,19 +27,12 @@ func (c *templateBuildCommand) recipe() (images.Recipe, bool) {
 // useRecipe fills in what a recipe says, and writes its files to a directory, which
 // the caller removes with done.
 func (c *templateBuildCommand) useRecipe(r images.Recipe) (done func(), err error) {
-	if r.Missing != "" {
-		return nil, fmt.Errorf("template %s is not built yet: %s; build your own with --file", r.Name, r.Missing)
-	}
-	files, err := r.Files()
-	if err != nil {
-		return nil, err
-	}
 	dir, err := os.MkdirTemp("", "wrenn-recipe-")
 	if err != nil {
 		return nil, err
 	}
-	done = func() { _ = os.RemoveAll(dir) } // a few small files may stay
-	if err := os.CopyFS(dir, files); err != nil {
+	done = func() { _ = os.RemoveAll(dir) } // a few files may stay
+	if err := writeRecipe(dir, r); err != nil {
 		done()
 		return nil, err
 	}
@@ -46,4 +40,29 @@ func (c *templateBuildCommand) useRecipe(r images.Recipe) (done func(), err erro
 	c.VCPUs, c.Memory, c.ReadyCmd = cmp.Or(c.VCPUs, count(r.VCPUs)), cmp.Or(c.Memory, count(r.MemoryMB)), cmp.Or(c.ReadyCmd, r.ReadyCmd)
 	c.ReadyTimeout = cmp.Or(c.ReadyTimeout, span{recipeReady})
 	return done, nil
+}
+
+// writeRecipe writes the recipe's files and programs to a directory.
+func writeRecipe(dir string, r images.Recipe) error {
+	files, err := r.Files()
+	if err != nil {
+		return err
+	}
+	if err := os.CopyFS(dir, files); err != nil {
+		return err
+	}
+	for _, name := range r.Programs {
+		path, err := parts.Find(name)
+		if err != nil {
+			return err
+		}
+		program, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), program, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,12 +9,12 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 
 	"github.com/pelletier/go-toml/v2"
 
 	"wrenn.dev/client"
+	"wrenn.dev/client/settings"
 	"wrenn.dev/internal/durable"
 )
 
@@ -27,56 +26,24 @@ type session struct {
 	given []string // that the command line has, by their ids
 }
 
-// settings is the configuration file: the server in use, and those that login kept.
-type settings struct {
-	URL      string          `toml:"url"`
-	Key      string          `toml:"key"`
-	Contexts map[string]kept `toml:"contexts,omitempty"`
-}
-
-// kept is a server and the key for it.
-type kept struct {
-	URL string `toml:"url"`
-	Key string `toml:"key"`
-}
-
 func (s *session) configPath() (string, error) {
 	if s.line.Config != "" {
 		return s.line.Config, nil
 	}
-	base := s.Environ("XDG_CONFIG_HOME")
-	if base == "" {
-		home := s.Environ("HOME")
-		if home == "" {
-			return "", errors.New("neither HOME nor XDG_CONFIG_HOME is set: give the configuration's path by --config")
-		}
-		base = filepath.Join(home, ".config")
-	}
-	return filepath.Join(base, "wrenn", "config.toml"), nil
+	return settings.Path(s.Environ)
 }
 
 // settings reads the configuration file; a missing one is empty.
-func (s *session) settings() (settings, error) {
-	var out settings
+func (s *session) settings() (settings.File, error) {
 	path, err := s.configPath()
 	if err != nil {
-		return out, err
+		return settings.File{}, err
 	}
-	text, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return out, nil
-	}
-	if err != nil {
-		return out, fmt.Errorf("read the configuration: %w", err)
-	}
-	if err := toml.Unmarshal(text, &out); err != nil {
-		return out, fmt.Errorf("%s: %w", path, err)
-	}
-	return out, nil
+	return settings.Read(path)
 }
 
 // save writes the configuration file, which holds a secret, and returns its path.
-func (s *session) save(c settings) (string, error) {
+func (s *session) save(c settings.File) (string, error) {
 	path, err := s.configPath()
 	if err != nil {
 		return "", err
@@ -99,7 +66,7 @@ func (s *session) save(c settings) (string, error) {
 
 // lendToCaller writes the server in use to the configuration of the user who called
 // sudo, so that the other commands work without sudo.
-func lendToCaller(uid string, c settings) error {
+func lendToCaller(uid string, c settings.File) error {
 	caller, err := user.LookupId(uid)
 	if err != nil {
 		return fmt.Errorf("find the user who called sudo: %w", err)
@@ -121,7 +88,7 @@ func lendToCaller(uid string, c settings) error {
 // lend writes the server in use to the configuration below home, which keeps its
 // contexts, and gives it to owner. The owner may have put links there: nothing
 // outside of home is read or written.
-func lend(home string, owner, group int, c settings) error {
+func lend(home string, owner, group int, c settings.File) error {
 	root, err := os.OpenRoot(home)
 	if err != nil {
 		return err
@@ -138,7 +105,7 @@ func lend(home string, owner, group int, c settings) error {
 	}
 	const final = ".config/wrenn/config.toml"
 	staged := final + ".new"
-	text, err := toml.Marshal(settings{URL: c.URL, Key: c.Key, Contexts: contextsIn(root, final, kept{c.URL, c.Key})})
+	text, err := toml.Marshal(settings.File{URL: c.URL, Key: c.Key, Contexts: contextsIn(root, final, c.InUse())})
 	if err != nil {
 		return err
 	}
@@ -161,7 +128,7 @@ const maxConfig = 1 << 20
 
 // contextsIn returns the contexts of a configuration, with that of this machine's
 // server; none if it cannot be read.
-func contextsIn(root *os.Root, name string, here kept) map[string]kept {
+func contextsIn(root *os.Root, name string, here settings.Server) map[string]settings.Server {
 	f, err := root.Open(name)
 	if err != nil {
 		return nil
@@ -171,15 +138,12 @@ func contextsIn(root *os.Root, name string, here kept) map[string]kept {
 	if err != nil || !info.Mode().IsRegular() {
 		return nil
 	}
-	var old settings
+	var old settings.File
 	if text, err := io.ReadAll(io.LimitReader(f, maxConfig)); err != nil || toml.Unmarshal(text, &old) != nil {
 		return nil
 	}
 	return withLocal(old.Contexts, here)
 }
-
-// defaultURL is where "wrenn up" listens by default.
-const defaultURL = "http://127.0.0.1:8080"
 
 // client returns a client of the server that the command line, the environment or
 // the configuration names.
@@ -195,38 +159,17 @@ func (s *session) client() (*client.Client, error) {
 }
 
 // server returns the address of the server and the key for it, "" if there is none.
-// A key is sent only to the server that it was given for: that of the configuration
-// to the configuration's, and E2B_API_KEY, which may be that of a cloud, to the
-// address in E2B_API_URL, or to this machine if nothing else is configured.
 func (s *session) server() (url, key string, err error) {
 	file, err := s.settings()
 	if err != nil {
 		return "", "", err
 	}
-	if name := s.line.ContextName; name != "" {
-		chosen, ok := file.Contexts[name]
-		if !ok {
-			return "", "", noContext(name)
-		}
-		file.URL, file.Key = chosen.URL, chosen.Key
-		if s.line.URL == "" || sameServer(s.line.URL, chosen.URL) {
-			return chosen.URL, chosen.Key, nil
-		}
+	server, err := file.Server(s.line.ContextName, s.line.URL, s.Environ)
+	if missing, ok := errors.AsType[*settings.NoContextError](err); ok {
+		return "", "", noContext(missing.Name)
 	}
-	e2bURL := s.Environ("E2B_API_URL")
-	configured := cmp.Or(s.line.URL, file.URL, e2bURL)
-	url, key = cmp.Or(configured, defaultURL), s.Environ("WRENN_API_KEY")
-	if key == "" && url == file.URL {
-		key = file.Key
-	}
-	if key == "" && (configured == "" || sameServer(url, e2bURL)) {
-		key = s.Environ("E2B_API_KEY")
-	}
-	return url, key, nil
+	return server.URL, server.Key, err
 }
-
-// sameServer reports whether two addresses are equal but for a slash at the end.
-func sameServer(a, b string) bool { return strings.TrimRight(a, "/") == strings.TrimRight(b, "/") }
 
 func (s *session) noKey(url string) error {
 	hint := ""

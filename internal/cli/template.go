@@ -23,7 +23,7 @@ type templateCommands struct {
 }
 
 type templateBuildCommand struct {
-	Name         string            `arg:"" complete:"template" help:"The template, as name or name:tag. An existing template of that name is replaced when the build is ready. The names base, code-interpreter-v1 and desktop need nothing else: they have recipes."`
+	Name         string            `arg:"" complete:"template" help:"The template, as name or name:tag. An existing template of that name is replaced when the build is ready. The names base, code-interpreter-v1, desktop and mcp-gateway need nothing else: they have recipes."`
 	Context      string            `arg:"" optional:"" placeholder:"DIR" help:"The directory that a Dockerfile's COPY copies from; default with --file: the current one."`
 	File         string            `short:"f" placeholder:"FILE" help:"Build from a Dockerfile, - for standard input; default with a context: its Dockerfile."`
 	BuildArgs    map[string]string `name:"build-arg" placeholder:"NAME=VALUE" mapsep:"none" help:"The value of an ARG of the Dockerfile; may be repeated."`

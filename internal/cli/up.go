@@ -15,6 +15,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"wrenn.dev"
+	"wrenn.dev/client/settings"
 	"wrenn.dev/internal/acme"
 	"wrenn.dev/internal/certs"
 	"wrenn.dev/internal/cli/up"
@@ -177,7 +178,7 @@ func (c *upCommand) ready(ctx context.Context, s *session, r *up.Running) error 
 	if err != nil {
 		return fmt.Errorf("make an API key: %w", err)
 	}
-	path, err := s.save(settings{URL: r.URL, Key: key, Contexts: withLocal(old.Contexts, kept{r.URL, key})})
+	path, err := s.save(settings.File{URL: r.URL, Key: key, Contexts: withLocal(old.Contexts, settings.Server{URL: r.URL, Key: key})})
 	if err != nil {
 		return err
 	}

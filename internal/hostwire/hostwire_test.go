@@ -64,6 +64,11 @@ type (
 		ID    wrenn.SandboxID
 		Start wrenn.ExecStart
 	}
+	checkpointCopy struct {
+		ID   wrenn.SandboxID
+		Spec wrenn.SandboxSpec
+		From wrenn.CheckpointSource
+	}
 	attach struct {
 		ID wrenn.SandboxID
 		To wrenn.ExecAttach
@@ -111,6 +116,11 @@ func TestRoundTrip(t *testing.T) {
 			w.ID, w.From, err = hostwire.ParseFetchRequest(m)
 			return w, err
 		}, nil)
+	roundTrip(t, "copy", func(w checkpointCopy) *pb.CopyCheckpointRequest { return hostwire.CopyRequest(w.ID, w.Spec, w.From) },
+		func(m *pb.CopyCheckpointRequest) (w checkpointCopy, err error) {
+			w.ID, w.Spec, w.From, err = hostwire.ParseCopyRequest(m)
+			return w, err
+		}, func(w *checkpointCopy) { dropPassword(w.Spec.Network) })
 	roundTrip(t, "metrics request", func(w metrics) *pb.ReadMetricsRequest { return hostwire.MetricsRequest(w.ID, w.From, w.To) },
 		func(m *pb.ReadMetricsRequest) (w metrics, err error) {
 			w.ID, w.From, w.To, err = hostwire.ParseMetricsRequest(m)
@@ -400,7 +410,7 @@ func valueOf(field protoreflect.FieldDescriptor) protoreflect.Value {
 
 func textOf(field protoreflect.FieldDescriptor) string {
 	switch field.Name() {
-	case "sandbox_id", "new_ids":
+	case "sandbox_id", "new_ids", "parent_id":
 		return string(sandbox)
 	case "volume_id":
 		return string(volume)

@@ -351,6 +351,21 @@ func FetchRequest(id wrenn.SandboxID, from wrenn.StoredSandbox) *pb.FetchSandbox
 	return &pb.FetchSandboxRequest{SandboxId: string(id), Team: string(from.Team), Key: from.Key, Epoch: epoch(from.Epoch)}
 }
 
+// CopyRequest asks for a sandbox that is made from a stored checkpoint.
+func CopyRequest(id wrenn.SandboxID, spec wrenn.SandboxSpec, from wrenn.CheckpointSource) *pb.CopyCheckpointRequest {
+	return &pb.CopyCheckpointRequest{Sandbox: CreateRequest(id, spec), ParentId: string(from.Sandbox), CheckpointId: string(from.Checkpoint), Key: from.Key}
+}
+
+// ParseCopyRequest reads what sandbox is wanted, and from which checkpoint.
+func ParseCopyRequest(msg *pb.CopyCheckpointRequest) (id wrenn.SandboxID, spec wrenn.SandboxSpec, from wrenn.CheckpointSource, err error) {
+	if id, spec, err = ParseCreateRequest(msg.GetSandbox()); err != nil {
+		return id, spec, from, err
+	}
+	from = wrenn.CheckpointSource{Checkpoint: wrenn.CheckpointID(msg.GetCheckpointId()), Key: msg.GetKey()}
+	from.Sandbox, err = wrenn.ParseSandboxID(msg.GetParentId())
+	return id, spec, from, err
+}
+
 // ParseFetchRequest reads which stored sandbox is wanted.
 func ParseFetchRequest(msg *pb.FetchSandboxRequest) (id wrenn.SandboxID, from wrenn.StoredSandbox, err error) {
 	id, err = wrenn.ParseSandboxID(msg.GetSandboxId())

@@ -12,7 +12,7 @@ import (
 // A suite is a run of tests that a script makes.
 type suite struct {
 	tags     []string
-	packages []string // ./dir, or ./dir/...
+	packages []string // ./dir, or ./dir/...; those of the SDK's module begin with ./client
 }
 
 // checkSuites looks for test files that no suite of scripts/*.sh compiles.
@@ -35,7 +35,7 @@ func suitesOf(t *testing.T, files []string) []suite {
 	var all []suite
 	command := regexp.MustCompile(`^\s*(?:exec go test|suite '[^']*')(.*)$`)
 	tags := regexp.MustCompile(`-tags[ =](\S+)`)
-	packages := regexp.MustCompile(`(?:^|[\s'])(\./[^\s')]+)`)
+	packages := regexp.MustCompile(`(?:^|[\s'])(?:\.|wrenn\.dev)(/[^\s')]+)`)
 	for _, f := range files {
 		if path.Dir(f) != "scripts" || path.Ext(f) != ".sh" {
 			continue
@@ -50,7 +50,7 @@ func suitesOf(t *testing.T, files []string) []suite {
 				s.tags = strings.Split(tag[1], ",")
 			}
 			for _, p := range packages.FindAllStringSubmatch(m[1], -1) {
-				s.packages = append(s.packages, p[1])
+				s.packages = append(s.packages, "."+p[1])
 			}
 			all = append(all, s)
 		}
@@ -68,11 +68,17 @@ func inNested(t *testing.T) []string {
 	return all
 }
 
+// sdk is the directory of the SDK's module.
+const sdk = "client/"
+
 // covers returns a function that reports whether a suite compiles the file.
 func covers(file string, expr constraint.Expr) func(suite) bool {
 	return func(s suite) bool {
 		in := slices.ContainsFunc(s.packages, func(pattern string) bool {
 			pattern, below := strings.CutSuffix(strings.TrimPrefix(pattern, "./"), "...")
+			if strings.HasPrefix(file, sdk) && !strings.HasPrefix(pattern, sdk) {
+				return false // a pattern matches in one module
+			}
 			return path.Dir(file) == pattern || below && strings.HasPrefix(file, pattern)
 		})
 		return in && (expr == nil || expr.Eval(func(tag string) bool { return slices.Contains(s.tags, tag) || tag == "linux" }))

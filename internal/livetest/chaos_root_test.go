@@ -90,11 +90,20 @@ type fleet struct {
 
 func newFleet(t *testing.T) *fleet {
 	t.Helper()
+	url, stopDB, startDB := pgtest.Server(t)
+	f := newFleetOn(t, url)
+	f.stopDB, f.startDB = stopDB, startDB
+	return f
+}
+
+// newFleetOn is newFleet on a database of the caller.
+func newFleetOn(t *testing.T, url string) *fleet {
+	t.Helper()
 	f := &fleet{}
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	cfg := controlplane.Defaults()
 	cfg.MetricsListen = ""
-	cfg.Database.URL, f.stopDB, f.startDB = pgtest.Server(t)
+	cfg.Database.URL = url
 	cfg.Secrets.KeyFiles = []string{filepath.Join(t.TempDir(), "secrets.key")}
 	testkit.Must(t, vault.Create(cfg.Secrets.KeyFiles[0]))
 	for i := range agents {

@@ -94,6 +94,22 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	return s, nil
 }
 
+// Standby makes the data of a server that follows another one by streaming replication,
+// unless it has data. The caller starts it by Start with the same configuration. For tests.
+func Standby(ctx context.Context, cfg Config, primary *Server) error {
+	owner, err := ownerOf(cfg)
+	if err != nil {
+		return err
+	}
+	if err := prepare(&cfg, owner); err != nil {
+		return err
+	}
+	if cfg.Bin, err = programs(ctx, cfg); err != nil {
+		return err
+	}
+	return owner.run(ctx, cfg, "pg_basebackup", "-D", cfg.data(), "-h", primary.cfg.SocketDir, "-U", admin, "-R", "-X", "stream", "-c", "fast", "--no-sync")
+}
+
 // prepare makes the directories.
 func prepare(cfg *Config, owner *owner) error {
 	var err error
@@ -251,6 +267,13 @@ func (s *Server) waitReady(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// Kill ends the server as a crash of its machine does, and returns when it has ended. Stop
+// is still needed. For tests.
+func (s *Server) Kill() {
+	_ = s.proc.Kill() // fails if the server has ended
+	<-s.done
 }
 
 // Stop disconnects clients, writes a checkpoint and returns when the server has

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -127,6 +128,78 @@ func Server(tb testing.TB) (url string, stop func(), restart func()) {
 	return server.URL("wrenn"), stop, restart
 }
 
+// Pair is a primary and its standby, which has all that the primary has acknowledged.
+type Pair struct {
+	URL string // of a database with the schema, on whichever is the primary
+
+	primary, standby *pgserver.Server
+}
+
+// Replicated starts two servers for this test alone.
+func Replicated(tb testing.TB) *Pair {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(tb.Context()), 2*timeout)
+	defer cancel()
+	p := &Pair{}
+	p.primary = p.start(ctx, tb, func(pgserver.Config) error { return nil })
+	if err := p.primary.EnsureDatabase(ctx, "wrenn"); err != nil {
+		tb.Fatal(err)
+	}
+	p.standby = p.start(ctx, tb, func(cfg pgserver.Config) error { return pgserver.Standby(ctx, cfg, p.primary) })
+	for _, sql := range []string{"ALTER SYSTEM SET synchronous_standby_names = '*'", "SELECT pg_reload_conf()"} {
+		run(ctx, tb, p.primary.URL("postgres"), sql)
+	}
+	first, err := url.Parse(p.primary.URL("wrenn"))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	second, err := url.Parse(p.standby.URL("wrenn"))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	query := first.Query()
+	query.Set("host", second.Query().Get("host")+","+query.Get("host")) // the standby first: it must not be used
+	first.RawQuery = query.Encode()
+	p.URL = first.String()
+	if err := postgres.Migrate(ctx, p.URL); err != nil {
+		tb.Fatal(err)
+	}
+	return p
+}
+
+// start starts one of the servers, whose data prepare may make.
+func (p *Pair) start(ctx context.Context, tb testing.TB, prepare func(pgserver.Config) error) *pgserver.Server {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "pgtest-") //nolint:usetesting // t.TempDir's names are too long for a socket
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
+	cfg := pgserver.Config{Dir: dir, DieWithParent: true} // not Volatile: that acknowledges before the standby does
+	orSkip(tb, prepare(cfg))
+	server, err := pgserver.Start(ctx, cfg)
+	orSkip(tb, err)
+	tb.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), timeout)
+		defer cancel()
+		if err := server.Stop(ctx); err != nil {
+			tb.Error(err)
+		}
+	})
+	return server
+}
+
+// KillPrimary ends the primary as a crash of its machine does.
+func (p *Pair) KillPrimary() { p.primary.Kill() }
+
+// Promote makes the standby the primary.
+func (p *Pair) Promote(tb testing.TB) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(tb.Context()), timeout)
+	defer cancel()
+	run(ctx, tb, p.standby.URL("postgres"), "SELECT pg_promote()")
+}
+
 func config(dir string) pgserver.Config {
 	return pgserver.Config{Dir: dir, Volatile: true, DieWithParent: true}
 }
@@ -152,7 +225,13 @@ func admin(tb testing.TB, sql string) {
 	tb.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(tb.Context()), timeout)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, shared.server.URL("postgres"))
+	run(ctx, tb, shared.server.URL("postgres"), sql)
+}
+
+// run runs a statement.
+func run(ctx context.Context, tb testing.TB, url, sql string) {
+	tb.Helper()
+	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -4,7 +4,8 @@
 //
 // wrenn up starts it with WRENN_API_URL and WRENN_API_KEY set; see make sdk-matrix.
 // Arguments select runs, as "python 2.63.0 domain" or parts of that; none is all. With
-// -table it only writes the table.
+// -methods it calls those methods alone whose names have one of the words, which completes
+// a run that ended early. With -table it only writes the table.
 package main
 
 import (
@@ -48,6 +49,7 @@ var kinds = map[string]kind{
 	"javascript":             {title: "JavaScript `e2b`", npm: "e2b", command: []string{"node", "%s/matrix.mjs"}},
 	"cli":                    {title: "`@e2b/cli`", npm: "@e2b/cli", command: []string{"python3", "%s/matrix-cli.py", "node_modules/@e2b/cli/dist/index.js"}},
 	"python-interpreter":     {title: "Python `e2b-code-interpreter`", pip: "e2b-code-interpreter", command: []string{"bin/python", "%s/matrix-interpreter.py"}, before: "interpreter.sh", with: map[string]string{"2.0.0": "2.0.1"}},
+	"python-mcp":             {title: "Python `e2b`: `mcp`", pip: "e2b", command: []string{"bin/python", "%s/matrix-mcp.py"}, before: "mcp.sh"},
 	"javascript-interpreter": {title: "JavaScript `@e2b/code-interpreter`", npm: "@e2b/code-interpreter", command: []string{"node", "%s/matrix-interpreter.mjs"}, before: "interpreter.sh"},
 }
 
@@ -80,6 +82,7 @@ func runs() (all []run) {
 	}
 	all = append(all, run{"cli", "2.19.0", byURL}, run{"cli", "2.19.0", byDomain})
 	return append(all,
+		run{"python-mcp", "2.63.0", byDomain},
 		run{"python-interpreter", "2.0.0", byDomain}, run{"python-interpreter", "2.11.5", byURL}, run{"python-interpreter", "2.11.5", byDomain},
 		run{"javascript-interpreter", "2.0.0", byDomain}, run{"javascript-interpreter", "2.8.0", byURL}, run{"javascript-interpreter", "2.8.0", byDomain})
 }
@@ -88,10 +91,14 @@ func main() {
 	table := flag.Bool("table", false, "only write the table")
 	domain := flag.String("domain", "sandbox.localhost:8443", "what wrenn up --domain was told")
 	authority := flag.String("authority", "", "its certificate")
+	methods := flag.String("methods", "", "words, separated by commas: call only the methods whose names have one of them, and keep the other outcomes of the runs")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	m := matrix{dir: "e2e/sdk", cache: ".cache/sdk", domain: *domain, authority: *authority}
+	if *methods != "" {
+		m.methods = strings.Split(*methods, ",")
+	}
 	if err := m.main(ctx, *table, flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "matrix:", err)
 		os.Exit(1)
@@ -99,7 +106,11 @@ func main() {
 }
 
 // matrix runs the programs in dir, with the SDKs below cache.
-type matrix struct{ dir, cache, domain, authority string }
+type matrix struct {
+	dir, cache, domain, authority string
+
+	methods []string // words of the names of those that are called; none is all
+}
 
 func (m *matrix) main(ctx context.Context, onlyTable bool, wanted []string) error {
 	file := filepath.Join(m.dir, "matrix.json")
@@ -116,6 +127,9 @@ func (m *matrix) main(ctx context.Context, onlyTable bool, wanted []string) erro
 		if err != nil {
 			failed = append(failed, fmt.Sprintf("%s: %v", r, err))
 			continue
+		}
+		if m.methods != nil {
+			outcomes = merge(all[r.String()], outcomes)
 		}
 		all[r.String()] = outcomes
 		if err := writeResults(file, all); err != nil {
@@ -134,6 +148,20 @@ func (m *matrix) main(ctx context.Context, onlyTable bool, wanted []string) erro
 		return fmt.Errorf("%d failures:\n%s", len(failed), strings.Join(failed, "\n"))
 	}
 	return nil
+}
+
+// merge returns the outcomes of a run with those that are newer in their places, or at the end.
+func merge(old, newer []outcome) []outcome {
+	merged := slices.Clone(old)
+	for _, o := range newer {
+		at := slices.IndexFunc(merged, func(of outcome) bool { return of.Method == o.Method })
+		if at < 0 {
+			merged = append(merged, o)
+		} else {
+			merged[at] = o
+		}
+	}
+	return merged
 }
 
 // matches reports whether each of the words is in the run's name.
@@ -163,11 +191,12 @@ func (m *matrix) run(ctx context.Context, r run) ([]outcome, error) {
 			return nil, fmt.Errorf("%s: %w", kind.before, err)
 		}
 	}
-	return outcomesOf(kind.start(ctx, dir, programs), m.env(r))
+	return outcomesOf(kind.start(ctx, dir, programs, m.methods), m.env(r))
 }
 
-// start returns the command that calls all methods of the SDK installed in dir.
-func (k kind) start(ctx context.Context, dir, programs string) *exec.Cmd {
+// start returns the command that calls methods of the SDK installed in dir: those whose
+// names have one of the words, all without any.
+func (k kind) start(ctx context.Context, dir, programs string, methods []string) *exec.Cmd {
 	var words []string
 	for _, word := range k.command {
 		words = append(words, strings.ReplaceAll(word, "%s", programs))
@@ -175,7 +204,7 @@ func (k kind) start(ctx context.Context, dir, programs string) *exec.Cmd {
 	if strings.HasPrefix(words[0], "bin/") {
 		words[0] = filepath.Join(dir, words[0])
 	}
-	cmd := exec.CommandContext(ctx, words[0], words[1:]...)
+	cmd := exec.CommandContext(ctx, words[0], append(words[1:], methods...)...)
 	cmd.Dir = dir
 	return cmd
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -51,5 +52,18 @@ func TestMatches(t *testing.T) {
 		if r.matches(strings.Fields(words)) != want {
 			t.Errorf("%q selects %s: %v", words, r, !want)
 		}
+	}
+}
+
+func TestMerge(t *testing.T) {
+	t.Parallel()
+	old := []outcome{{Method: "a", Outcome: "pass"}, {Method: "b", Outcome: "fail"}}
+	got := merge(old, []outcome{{Method: "b", Outcome: "pass"}, {Method: "c", Outcome: "absent"}})
+	want := []outcome{{Method: "a", Outcome: "pass"}, {Method: "b", Outcome: "pass"}, {Method: "c", Outcome: "absent"}}
+	if !slices.Equal(got, want) {
+		t.Errorf("merge() = %v, want %v", got, want)
+	}
+	if old[1].Outcome != "fail" {
+		t.Error("merge changes what it was given")
 	}
 }

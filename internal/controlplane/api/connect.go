@@ -13,7 +13,7 @@ import (
 	"github.com/go-chi/chi/v5"
 
 	"wrenn.dev"
-	"wrenn.dev/api/portstream"
+	"wrenn.dev/client/portstream"
 	"wrenn.dev/internal/tunnel"
 )
 

@@ -20,18 +20,10 @@ const (
 	v2Timeout = 5 * time.Minute
 )
 
-// refuseUnbuilt returns an error that names the first field that asks for what is not built.
+// refuseUnbuilt returns an error that names the field that asks for what is not built.
 func refuseUnbuilt(n *oapi.NewSandbox) error {
-	for _, field := range []struct {
-		name  string
-		asked bool
-	}{
-		{"iam", len(n.Iam) > 0},
-		{"mcp", len(n.Mcp) > 0},
-	} {
-		if field.asked {
-			return invalid("%s is not built yet; docs/e2b.md lists what works", field.name)
-		}
+	if len(n.Iam) > 0 {
+		return invalid("iam is not built yet; docs/e2b.md lists what works")
 	}
 	return nil
 }

@@ -36,6 +36,17 @@ func (c *Client) Fork(ctx context.Context, id wrenn.SandboxID, fork wrenn.ForkSp
 	return out, nil
 }
 
+// Copy is Create of a sandbox from a stored checkpoint of another one, which the host need
+// not have. It does not report that the sandbox waits. FailedPrecondition when the agent is
+// of a version that cannot, or what is stored cannot be used; NotFound when nothing is stored.
+func (c *Client) Copy(ctx context.Context, id wrenn.SandboxID, spec wrenn.SandboxSpec, from wrenn.CheckpointSource) error {
+	res, err := call(ctx, c, c.deadlines.Create, c.rpc.CopyCheckpoint, hostwire.CopyRequest(id, spec, from))
+	if err != nil {
+		return err
+	}
+	return hostwire.CheckCreateResponse(res.GetSandbox(), spec)
+}
+
 // CreateCheckpoint saves the present state of a running sandbox. Repeating it
 // with the same id is safe.
 func (c *Client) CreateCheckpoint(ctx context.Context, id wrenn.SandboxID, cp wrenn.CheckpointID, name string) (wrenn.Checkpoint, error) {

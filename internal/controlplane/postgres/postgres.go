@@ -34,7 +34,6 @@ import (
 const (
 	defaultMaxConns = 16
 	defaultTimeout  = 5 * time.Second
-	connectTimeout  = 3 * time.Second // less than that of a call, so that an address that drops packets fails in time
 	idleCheck       = 15 * time.Second
 )
 
@@ -80,11 +79,11 @@ type database struct {
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	pc, err := pgxpool.ParseConfig(cfg.URL)
 	if err != nil {
-		return nil, &wrenn.Error{Code: wrenn.Invalid, Message: "the database's URL cannot be read: expected postgres://user@host/name", Err: withoutURL(err, cfg.URL)}
+		return nil, badURL(err, cfg.URL)
 	}
 	pc.MaxConns = int32(cmp.Or(cfg.MaxConns, defaultMaxConns))
 	pc.HealthCheckPeriod = idleCheck
-	pc.ConnConfig.ConnectTimeout = connectTimeout
+	prepare(pc.ConnConfig)
 	pc.ConnConfig.Tracer = querySpans{}
 	if pc.ConnConfig.RuntimeParams["application_name"] == "" {
 		pc.ConnConfig.RuntimeParams["application_name"] = "wrenn"
@@ -100,9 +99,10 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	return &Store{database: below, templateStore: templateStore{below}, volumeStore: volumeStore{below}, secretStore: secretStore{below}, networkStore: networkStore{below}, webhookStore: webhookStore{below}}, nil
 }
 
-// withoutURL keeps a password in the URL out of the error.
-func withoutURL(err error, url string) error {
-	return errors.New(strings.ReplaceAll(err.Error(), url, "[url]"))
+// badURL is the error of a URL that cannot be read. A password in it is not in the error.
+func badURL(err error, url string) error {
+	without := errors.New(strings.ReplaceAll(err.Error(), url, "[url]"))
+	return &wrenn.Error{Code: wrenn.Invalid, Message: "the database's URL cannot be read: expected postgres://user@host/name", Err: without}
 }
 
 // Close ends all connections once those in use are returned.
@@ -128,9 +128,9 @@ func (s *Store) Ready(ctx context.Context) error {
 // Migrate migrates the schema to the version of this program. It waits for
 // another process that does so. Twice is allowed.
 func Migrate(ctx context.Context, url string) error {
-	cfg, err := pgx.ParseConfig(url)
+	cfg, err := parseURL(url)
 	if err != nil {
-		return &wrenn.Error{Code: wrenn.Invalid, Message: "the database's URL cannot be read: expected postgres://user@host/name", Err: withoutURL(err, url)}
+		return err
 	}
 	conn := stdlib.OpenDB(*cfg)
 	defer func() { _ = conn.Close() }() // all queries have ended
@@ -191,13 +191,14 @@ const (
 	foreignKeyViolation = "23503"
 )
 
-// unavailableClasses are the SQLSTATE classes of errors that pass: the caller may try again.
+// unavailableClasses are the SQLSTATEs, or their classes, of errors that pass: the caller may try again.
 var unavailableClasses = []string{
-	"08", // connection exceptions
-	"53", // insufficient resources
-	"57", // operator intervention: shutdown, cannot connect now
-	"58", // system errors
-	"40", // serialization failure, deadlock
+	"08",    // connection exceptions
+	"53",    // insufficient resources
+	"57",    // operator intervention: shutdown, cannot connect now
+	"58",    // system errors
+	"40",    // serialization failure, deadlock
+	"25006", // read only: the server was the primary, or a proxy leads to a standby for a moment
 }
 
 // failure converts an error of pgx to a *wrenn.Error.

@@ -127,26 +127,47 @@ func (l Limits) of(sandboxes *int32, memoryMB *int64) Limits {
 // ResumeSandbox moves a paused row to resuming, as MoveSandbox does, unless its
 // memory exceeds the team's limit now: Exhausted. One that is being moved had its memory before.
 func (s *Store) ResumeSandbox(ctx context.Context, sb *wrenn.Sandbox, limits Limits, actor string) (*wrenn.Sandbox, error) {
+	return s.moveWithin(ctx, "resume the sandbox's row", sb, Move{To: wrenn.Resuming, Actor: actor}, func(use dbsqlc.TeamUseRow) error {
+		most := int64(limits.of(use.MaxSandboxes, use.MaxMemoryMB).TeamMemoryMB)
+		if sb.Moving || use.UsedMemoryMB <= most {
+			return nil
+		}
+		return wrenn.Errorf(wrenn.Exhausted, "with this one the team's running sandboxes would have %d MB of memory of at most %d MB together: pause or delete some first; it stays paused; %s",
+			use.UsedMemoryMB, most, setBy("limits.team_memory_mb", use.MaxMemoryMB != nil, "max_memory_mb"))
+	})
+}
+
+// RestoreSandbox moves a failed row to paused, as MoveSandbox does, unless that exceeds a
+// limit of the team: Exhausted.
+func (s *Store) RestoreSandbox(ctx context.Context, sb *wrenn.Sandbox, limits Limits, m Move) (*wrenn.Sandbox, error) {
+	return s.moveWithin(ctx, "restore the sandbox's row", sb, m, func(use dbsqlc.TeamUseRow) error {
+		most := limits.of(use.MaxSandboxes, use.MaxMemoryMB).Sandboxes
+		if int(use.UsedSandboxes) <= most {
+			return nil
+		}
+		return wrenn.Errorf(wrenn.Exhausted, "with this one the team would have %d sandboxes of at most %d: delete some first; %s",
+			use.UsedSandboxes, most, setBy("limits.sandboxes", use.MaxSandboxes != nil, "max_sandboxes"))
+	})
+}
+
+// moveWithin moves a row if allowed, which gets the use of its team with the move, returns nil.
+func (s *Store) moveWithin(ctx context.Context, doing string, sb *wrenn.Sandbox, m Move, allowed func(dbsqlc.TeamUseRow) error) (*wrenn.Sandbox, error) {
 	var out *wrenn.Sandbox
-	err := s.inTx(ctx, "resume the sandbox's row", func(ctx context.Context, q *dbsqlc.Queries) error {
-		row, err := q.MoveSandbox(ctx, s.move(sb, Move{To: wrenn.Resuming, Actor: actor}))
+	err := s.inTx(ctx, doing, func(ctx context.Context, q *dbsqlc.Queries) error {
+		row, err := q.MoveSandbox(ctx, s.move(sb, m))
 		if errors.Is(err, pgx.ErrNoRows) {
 			return Conflict()
 		}
 		if err != nil {
 			return err
 		}
-		// The row first and then its team's, the order in which every change locks them. The use includes this sandbox's memory.
+		// The row first and then its team's, the order in which every change locks them.
 		use, err := q.TeamUse(ctx, string(sb.Team))
 		if err != nil {
 			return err
 		}
-		if limits := limits.of(use.MaxSandboxes, use.MaxMemoryMB); !sb.Moving && use.UsedMemoryMB > int64(limits.TeamMemoryMB) {
-			return wrenn.Errorf(wrenn.Exhausted, "with this one the team's running sandboxes would have %d MB of memory of at most %d MB together: pause or delete some first; it stays paused; %s",
-				use.UsedMemoryMB, limits.TeamMemoryMB, setBy("limits.team_memory_mb", use.MaxMemoryMB != nil, "max_memory_mb"))
-		}
 		out = sandbox(dbsqlc.Sandbox(row))
-		return nil
+		return allowed(use)
 	})
 	return out, err
 }

@@ -81,6 +81,8 @@ func (c *core) find(ctx context.Context, caller Caller, id wrenn.SandboxID, want
 // wrongState is the error of a request that needs the sandbox in another state.
 func wrongState(sb *wrenn.Sandbox, want wrenn.State) error {
 	switch {
+	case canBeRestored(sb):
+		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %[1]s is failed: %[2]s; to continue it from its newest stored checkpoint: wrenn checkpoint restore %[1]s %[3]s", sb.ID, sb.Reason, sb.Newest.ID)
 	case sb.State.Ended() && sb.Reason != "":
 		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is %s: %s", sb.ID, sb.State, sb.Reason)
 	case sb.State.Ended():

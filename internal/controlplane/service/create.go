@@ -92,7 +92,7 @@ func (s *Sandboxes) createWithID(ctx context.Context, c Caller, id wrenn.Sandbox
 		return nil, err
 	}
 	row.Secrets, row.BuildKey = secrets, from.key()
-	return s.create(ctx, row, on, &place, starting{s.core, c.actor()})
+	return starting{core: s.core, actor: c.actor()}.create(ctx, row, on, &place)
 }
 
 // describe returns the row of a requested sandbox with that id, without its team, template and host.
@@ -118,7 +118,7 @@ func (l Limits) describe(id wrenn.SandboxID, req CreateSandbox) (wrenn.Sandbox, 
 
 // create makes the sandbox of a new row on the reserved host. A host that
 // answers that it is full has made nothing, so another one that place allows is asked.
-func (s *Sandboxes) create(ctx context.Context, sb *wrenn.Sandbox, on *reservation, place *scheduler.Request, start starting) (*wrenn.Sandbox, error) {
+func (s starting) create(ctx context.Context, sb *wrenn.Sandbox, on *reservation, place *scheduler.Request) (*wrenn.Sandbox, error) {
 	spec := sb.SandboxSpec
 	spec.Team, spec.Epoch = sb.Team, sb.Epoch
 	var err error
@@ -127,21 +127,20 @@ func (s *Sandboxes) create(ctx context.Context, sb *wrenn.Sandbox, on *reservati
 	}
 	if err != nil {
 		on.release(0)
-		return nil, start.abandon(ctx, sb, err)
+		return nil, s.abandon(ctx, sb, err)
 	}
 	for {
-		waits := &waitingStart{starting: start, sb: sb}
-		refused := on.client.Create(ctx, sb.ID, spec, func(reason string) { waits.show(ctx, reason) })
-		sb = waits.sb
+		var refused error
+		sb, refused = s.ask(ctx, on, sb, spec)
 		if refused == nil {
 			on.release(1)
 			s.hosts.placed(sb.Team, on.id)
-			return start.finish(ctx, sb)
+			return s.finish(ctx, sb)
 		}
 		on.release(0)
 		code := wrenn.CodeOf(refused)
-		if code != wrenn.Exhausted && !cannotFetch(place, on.id, code) {
-			return nil, start.abandon(ctx, sb, refused)
+		if code != wrenn.Exhausted && !s.cannotFetch(place, on.id, code) {
+			return nil, s.abandon(ctx, sb, refused)
 		}
 		if code == wrenn.Exhausted {
 			on.refused()
@@ -149,21 +148,32 @@ func (s *Sandboxes) create(ctx context.Context, sb *wrenn.Sandbox, on *reservati
 		place.Except[on.id] = true
 		next, err := s.hosts.reserve(place)
 		if err != nil {
-			return nil, start.abandon(ctx, sb, refused) // the host's message says more
+			return nil, s.abandon(ctx, sb, refused) // the host's message says more
 		}
-		moved, err := s.store.MoveSandbox(ctx, sb, postgres.Move{To: wrenn.Starting, Host: next.id, Actor: start.actor, Reason: whyNext(on.id, refused)})
+		moved, err := s.store.MoveSandbox(ctx, sb, postgres.Move{To: wrenn.Starting, Host: next.id, Actor: s.actor, Reason: whyNext(on.id, refused)})
 		if err != nil {
 			next.release(0)
-			return nil, start.abandon(ctx, sb, err)
+			return nil, s.abandon(ctx, sb, err)
 		}
 		sb, on, spec.Epoch = moved, next, moved.Epoch
 	}
 }
 
-// cannotFetch reports whether a host that was asked to fetch the template of a sandbox
-// has answered that it cannot use what is stored. Another host may have the template.
-func cannotFetch(place *scheduler.Request, on wrenn.HostID, code wrenn.Code) bool {
-	return place.Template != nil && !place.Template.On[on] && (code == wrenn.NotFound || code == wrenn.FailedPrecondition)
+// ask has a host make a sandbox of the spec. It returns the row as it is then.
+func (s starting) ask(ctx context.Context, on *reservation, sb *wrenn.Sandbox, spec wrenn.SandboxSpec) (*wrenn.Sandbox, error) {
+	if s.from.Key != "" {
+		return sb, on.client.Copy(ctx, sb.ID, spec, s.from)
+	}
+	waits := &waitingStart{starting: s, sb: sb}
+	err := on.client.Create(ctx, sb.ID, spec, func(reason string) { waits.show(ctx, reason) })
+	return waits.sb, err
+}
+
+// cannotFetch reports whether a host that was asked to fetch the template of a sandbox, or
+// a checkpoint, has answered that it cannot use what is stored. Another host may have it.
+func (s starting) cannotFetch(place *scheduler.Request, on wrenn.HostID, code wrenn.Code) bool {
+	fetches := s.from.Key != "" || place.Template != nil && !place.Template.On[on]
+	return fetches && (code == wrenn.NotFound || code == wrenn.FailedPrecondition)
 }
 
 // whyNext is why a sandbox is placed again.
@@ -171,13 +181,14 @@ func whyNext(refused wrenn.HostID, err error) string {
 	if wrenn.CodeOf(err) == wrenn.Exhausted {
 		return "host " + string(refused) + " is full"
 	}
-	return "host " + string(refused) + ": " + messageOf(err, "it could not fetch the template")
+	return "host " + string(refused) + ": " + messageOf(err, "it could not fetch what is stored")
 }
 
 // starting ends the start of sandboxes, on behalf of an actor.
 type starting struct {
 	*core
 	actor string
+	from  wrenn.CheckpointSource // of copies of a stored checkpoint; else zero
 }
 
 // showEvery is how often the row of a sandbox that waits for its turn is written at most.

@@ -38,7 +38,9 @@ type FailedCopy struct {
 }
 
 // ForkSandbox returns when the copies run, all of one moment, on the sandbox's
-// host; the sandbox continues to run, or stays paused. Each copy counts for the
+// host; the sandbox continues to run, or stays paused. Copies of a stored checkpoint are made
+// on other hosts when that one cannot be reached, takes no new sandboxes or is full, also of
+// a sandbox that failed. Each copy counts for the
 // team's limits: without room for all none is made. It is an error when no copy runs,
 // NotFound when the sandbox has no such checkpoint.
 func (s *Snapshots) ForkSandbox(ctx context.Context, c Caller, id wrenn.SandboxID, req ForkSandbox) (*Forked, error) {
@@ -48,7 +50,16 @@ func (s *Snapshots) ForkSandbox(ctx context.Context, c Caller, id wrenn.SandboxI
 	if err := checkMetadata(req.Metadata); err != nil {
 		return nil, err
 	}
-	parent, host, err := s.locate(ctx, c, id, wrenn.Running, wrenn.Paused)
+	parent, err := s.findToCopy(ctx, c, id, req.Checkpoint)
+	if err != nil {
+		return nil, err
+	}
+	if req.Checkpoint != "" {
+		if from, err := s.sourceElsewhere(ctx, parent, req); err != nil || from.Key != "" {
+			return s.copyElsewhere(ctx, c, parent, req, from, err)
+		}
+	}
+	host, err := s.hosts.clientOf(parent)
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +79,7 @@ func (s *Snapshots) ForkSandbox(ctx context.Context, c Caller, id wrenn.SandboxI
 		return nil, err
 	}
 	s.used.add(id)
-	f := &fork{starting: starting{s.core, c.actor()}, parent: parent, from: req.Checkpoint, on: on, host: host, copies: make([]forkedCopy, len(rows))}
+	f := &fork{starting: starting{core: s.core, actor: c.actor()}, parent: parent, from: req.Checkpoint, on: on, host: host, copies: make([]forkedCopy, len(rows))}
 	for i := range rows {
 		f.copies[i].row = &rows[i]
 	}
@@ -173,9 +184,11 @@ func (f *fork) finishCopy(ctx context.Context, c *forkedCopy) {
 }
 
 // result returns the copies that run and those that do not.
-func (f *fork) result() (*Forked, error) {
+func (f *fork) result() (*Forked, error) { return forked(f.copies) }
+
+func forked(copies []forkedCopy) (*Forked, error) {
 	out := &Forked{}
-	for _, c := range f.copies {
+	for _, c := range copies {
 		if c.err != nil {
 			out.Failed = append(out.Failed, FailedCopy{ID: c.row.ID, Err: c.err})
 			continue

@@ -134,14 +134,14 @@ func (c *core) hold(ctx context.Context, sb *wrenn.Sandbox) (*origin, error) {
 }
 
 // isStoredOn reports whether the host has the sandbox paused as it was stored: false when
-// it does not have it, and ErrConflict when it has it otherwise.
+// it does not have it, or an old copy, and ErrConflict when it has it otherwise.
 func isStoredOn(ctx context.Context, host *hostclient.Client, sb *wrenn.Sandbox) (bool, error) {
 	inv, err := host.Inventory(ctx)
 	if err != nil {
 		return false, err
 	}
 	for i := range inv.Sandboxes {
-		if seen := &inv.Sandboxes[i]; seen.ID == sb.ID && !seen.State.Ended() {
+		if seen := &inv.Sandboxes[i]; seen.ID == sb.ID && !seen.State.Ended() && (seen.Epoch == 0 || seen.Epoch >= sb.Epoch) {
 			if seen.State != wrenn.ObservedPaused || seen.Stored.Key != sb.Stored.Key {
 				return false, postgres.Conflict()
 			}

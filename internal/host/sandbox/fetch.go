@@ -10,6 +10,7 @@ import (
 
 	"wrenn.dev"
 	"wrenn.dev/internal/durable"
+	"wrenn.dev/internal/host/sandbox/instance"
 	"wrenn.dev/internal/host/sandbox/journal"
 )
 
@@ -90,4 +91,36 @@ func (s *Sandbox) place(ctx context.Context, from wrenn.StoredSandbox) error {
 		return wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s exists already on this host, and has been used since it was stored", s.id)
 	}
 	return locked.setEpoch(from.Epoch, 0)
+}
+
+// EnsureCopy is Ensure for a sandbox of the team that is made from a stored checkpoint of
+// another one. The guest has the environment of that one. FailedPrecondition when this host
+// has no store, or what is stored cannot be used; NotFound when nothing is stored there.
+func (m *Manager) EnsureCopy(ctx context.Context, id wrenn.SandboxID, spec wrenn.SandboxSpec, from wrenn.CheckpointSource) (*Sandbox, error) {
+	if !m.HasStore() {
+		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "this host has no snapshot store: set store.url of its agent")
+	}
+	spec.Env, spec.Size = nil, spec.OrDefault()
+	return m.ensure(ctx, request{id: id, parent: from.Sandbox, SandboxSpec: spec}, func(ctx context.Context) (instance.Source, error) {
+		return m.storedSource(ctx, spec, from)
+	})
+}
+
+// storedSource is the source of sandboxes that are made from a stored checkpoint.
+func (m *Manager) storedSource(ctx context.Context, spec wrenn.SandboxSpec, from wrenn.CheckpointSource) (instance.Source, error) {
+	if err := m.fetching.Lock(ctx); err != nil {
+		return instance.Source{}, err
+	}
+	defer m.fetching.Unlock()
+	defer m.garbage.mark() // the base, or all of it after an error
+	snap, _, release, err := m.archive.Fetch(ctx, string(spec.Team), string(from.Sandbox), from.Key)
+	if err != nil {
+		return instance.Source{}, err
+	}
+	size := wrenn.Size{VCPUs: snap.VCPUs, MemoryMiB: snap.MemoryMiB}
+	if snap.ID != string(from.Checkpoint) || size != spec.Size {
+		release()
+		return instance.Source{}, wrenn.Errorf(wrenn.FailedPrecondition, "what is stored of checkpoint %.80q is of another one, or of another size", from.Checkpoint)
+	}
+	return m.loadedSource(snap, release)
 }

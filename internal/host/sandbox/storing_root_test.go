@@ -325,3 +325,50 @@ func TestCheckpointThatIsDamaged(t *testing.T) {
 		t.Errorf("%+v", list)
 	}
 }
+
+// TestCopyOfAStoredCheckpoint: a host that never had the sandbox makes copies of its stored
+// checkpoint, each with its own identity, and none of what is not that checkpoint.
+func TestCopyOfAStoredCheckpoint(t *testing.T) {
+	s := newObjects(t)
+	a, spec := storedLab(t, s)
+	m := a.open(t)
+	t.Cleanup(m.Close)
+	running(t, m)
+	sb := ensure(t, m, spec)
+	must(t, a.mark(t.Context(), sb, 'x'))
+	cp, err := sb.Checkpoint(t.Context(), "", "")
+	must(t, err)
+	must(t, a.mark(t.Context(), sb, 'y'))
+	var stored wrenn.Stored
+	testkit.WaitUntil(t, "the checkpoint is stored", func() bool {
+		list, _ := sb.Checkpoints()
+		stored = list[0].Stored
+		return stored.Key != ""
+	})
+	from := wrenn.CheckpointSource{Sandbox: sb.ID(), Checkpoint: cp.ID, Key: stored.Key}
+
+	b, _ := storedLab(t, s)
+	other := b.open(t)
+	t.Cleanup(other.Close)
+	for range 2 {
+		id := wrenn.NewSandboxID()
+		var got *Sandbox
+		for range 2 { // twice is allowed
+			got, err = other.EnsureCopy(t.Context(), id, spec, from)
+			must(t, err)
+		}
+		destroyLater(t, got)
+		wantAlive(t, got)
+		b.wantMark(t, got, 'x')
+		if list, _ := got.Checkpoints(); got.ID() != id || got.Info().Size != small || len(list) != 0 {
+			t.Errorf("%+v, checkpoints %v", got.Info(), list)
+		}
+	}
+	for _, wrong := range []wrenn.CheckpointSource{{Sandbox: wrenn.NewSandboxID(), Checkpoint: cp.ID, Key: stored.Key}, {Sandbox: sb.ID(), Checkpoint: "other", Key: stored.Key}, {Sandbox: sb.ID(), Checkpoint: cp.ID}} {
+		_, err = other.EnsureCopy(t.Context(), wrenn.NewSandboxID(), spec, wrong)
+		testkit.WantCode(t, err, wrenn.FailedPrecondition)
+	}
+	if n := len(other.Inventory().Sandboxes); n != 2 {
+		t.Errorf("the host has %d sandboxes", n)
+	}
+}

@@ -27,6 +27,9 @@ type Recipe struct {
 	MinFreeDiskMiB, MaxDiskMiB int
 	// Guest boots; nil is the base guest. Its files may be removed when Build has returned.
 	Guest *Guest
+	// Booted, if set, names a snapshot of the guest just after its boot, from which Work
+	// restores it. Without that snapshot the guest boots, and Work makes it.
+	Booted string
 	// Env is for every command of the sandboxes that have none themselves.
 	Env map[string]string
 	// Network is what the guest may reach until the snapshot.

@@ -5,12 +5,16 @@ import (
 	"fmt"
 	"log/slog"
 
+	"wrenn.dev"
+	"wrenn.dev/internal/host/sandbox/instance"
 	"wrenn.dev/internal/rollback"
 	"wrenn.dev/internal/storage"
 )
 
-// Work boots a guest as Build does, and calls work with its sandbox. When Work
-// returns nothing of the sandbox is left. Of the recipe it needs Size, DiskMiB, Guest, Env and Network.
+// Work calls work with the sandbox of a guest that has just booted, or was restored from a
+// snapshot of that moment: the base guest from that of its size, others from r.Booted. When
+// Work returns nothing of the sandbox is left. Of the recipe it needs Size, DiskMiB, Guest,
+// Booted, Env and Network.
 func (m *Manager) Work(ctx context.Context, r Recipe, work func(context.Context, *Sandbox) error) error {
 	guest := m.cfg.Guest
 	if r.Guest != nil {
@@ -20,21 +24,45 @@ func (m *Manager) Work(ctx context.Context, r Recipe, work func(context.Context,
 	if err != nil {
 		return err
 	}
-	s, err := m.create(ctx, req, m.guestSource(guest))
+	from, boots := m.workSource(ctx, r, guest)
+	s, err := m.create(ctx, req, from)
 	if err != nil {
-		return fmt.Errorf("boot the guest: %w", err)
+		return fmt.Errorf("start the guest: %w", err)
 	}
 	defer func() {
 		if err := s.Destroy(context.WithoutCancel(ctx)); err != nil {
 			s.logError(ctx, slog.LevelError, "guest of a build cannot be removed", err)
 		}
 	}()
+	if boots && r.Booted != "" {
+		if err := s.Snapshot(ctx, r.Booted); err != nil && wrenn.CodeOf(err) != wrenn.AlreadyExists { // of another build
+			s.logError(ctx, slog.LevelWarn, "the guest of a build cannot be saved: the next one boots, too", err)
+		}
+	}
 	release, err := s.Use(ctx)
 	if err != nil {
 		return err
 	}
 	defer release()
 	return work(ctx, s)
+}
+
+// workSource is what the guest of Work is made from; boots reports whether it boots and has
+// no better source.
+func (m *Manager) workSource(ctx context.Context, r Recipe, guest Guest) (from instance.Source, boots bool) {
+	if r.Guest == nil {
+		return m.baseSource(ctx, r.Size), false
+	}
+	if r.Booted != "" {
+		from, err := m.snapshotSource(ctx, r.Booted)
+		if err == nil {
+			return from, false
+		}
+		if wrenn.CodeOf(err) != wrenn.NotFound {
+			m.logError(ctx, slog.LevelWarn, "snapshot of the guest of a build cannot be used; booting instead", err)
+		}
+	}
+	return m.guestSource(guest), true
 }
 
 // CloneDisk writes a copy of the running sandbox's disk as it is now to a new file,

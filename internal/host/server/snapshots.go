@@ -42,6 +42,19 @@ func (s *server) FetchSandbox(ctx context.Context, msg *pb.FetchSandboxRequest) 
 	return &pb.FetchSandboxResponse{}, err
 }
 
+func (s *server) CopyCheckpoint(ctx context.Context, msg *pb.CopyCheckpointRequest) (*pb.CopyCheckpointResponse, error) {
+	id, spec, from, err := hostwire.ParseCopyRequest(msg)
+	if err != nil {
+		return nil, err
+	}
+	sb, err := s.cfg.Manager.EnsureCopy(telemetry.WithSandbox(ctx, id), id, spec, from)
+	if err != nil {
+		return nil, err
+	}
+	info := sb.Info()
+	return &pb.CopyCheckpointResponse{Sandbox: hostwire.CreateResponse(&info.ObservedSandbox)}, nil
+}
+
 func (s *server) CreateCheckpoint(ctx context.Context, req *pb.CreateCheckpointRequest) (*pb.CreateCheckpointResponse, error) {
 	sb, ctx, err := s.find(ctx, req.GetSandboxId())
 	if err != nil {

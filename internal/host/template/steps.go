@@ -108,12 +108,13 @@ type stepRun struct {
 	steps int // of the build
 
 	disk *sandbox.Guest // after the last step; nil is the base guest
+	key  string         // of the disk in the cache; "" if it is in none
 }
 
 // use makes a cached disk the current one, until the source is released.
 func (r *stepRun) use(layer *buildcache.Entry, key string) {
 	r.from.onRelease(func(context.Context) { layer.Release() })
-	r.disk = &sandbox.Guest{Name: "layer-" + key[:16], RootFS: layer.Path, Kernel: r.cfg.Kernel}
+	r.disk, r.key = &sandbox.Guest{Name: "layer-" + key[:16], RootFS: layer.Path, Kernel: r.cfg.Kernel}, key
 }
 
 // base loads the source's disk. That of a container image is cached, too: to unpack
@@ -159,8 +160,11 @@ func (r *stepRun) run(ctx context.Context, plan []plannedStep) error {
 		}
 		return nil
 	}
-	r.out.line("booting")
+	r.out.line("starting a machine for the steps")
 	recipe := sandbox.Recipe{Size: r.job.Spec.OrDefault(), DiskMiB: r.job.Spec.DiskMiB, Guest: r.disk, Network: r.job.Network}
+	if r.key != "" && !r.job.Spec.NoCache {
+		recipe.Booted = r.booted.use(ctx, r.job.Team, r.key, recipe)
+	}
 	return r.cfg.Manager.Work(ctx, recipe, func(ctx context.Context, guest *sandbox.Sandbox) error {
 		for _, step := range plan {
 			if err := r.step(ctx, guest, step); err != nil {

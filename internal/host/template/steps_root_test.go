@@ -60,6 +60,11 @@ func note(word string) wrenn.BuildStep {
 	return run("echo " + word + ` >> "$(cat ` + journalLink + `)"`)
 }
 
+// bootedGuests returns the snapshots of guests from which steps begin.
+func bootedGuests(agent *agenttest.Agent) []string {
+	return slices.DeleteFunc(agent.Manager.KeptSnapshots(), func(name string) bool { return !strings.HasPrefix(name, "steps-") })
+}
+
 func TestStepsAreCached(t *testing.T) {
 	t.Cleanup(func() { _ = os.Remove(journalLink) })
 	agent := agenttest.New(t, agenttest.Config{})
@@ -76,8 +81,22 @@ func TestStepsAreCached(t *testing.T) {
 	if n := strings.Count(log.String(), " CACHED"); ran != "" || n != 5 || strings.Count(log.String(), "booting") != 1 {
 		t.Errorf("the same build ran %q; the log is:\n%s", ran, log)
 	}
+	again := slices.Clone(steps)
+	again[4] = note("last")
+	job.Spec.Steps = again
+	if ran, log = stepsRun(t, agent, job); ran != "last" || len(bootedGuests(agent)) != 1 {
+		t.Errorf("with another last step it ran %q, and left %q; the log is:\n%s", ran, bootedGuests(agent), log)
+	}
+	again[4] = note("other")
+	if ran, log = stepsRun(t, agent, job); ran != "other" || len(bootedGuests(agent)) != 1 {
+		t.Errorf("with the next last step it ran %q, and left %q; the log is:\n%s", ran, bootedGuests(agent), log)
+	}
 	agent.Stop(t)
 	agent.Start(t)
+	testkit.Must(t, agent.Templates.Sweep(t.Context())) // as a host agent at its start
+	if left := bootedGuests(agent); len(left) != 0 {
+		t.Errorf("the next agent has guests of an earlier one: %q", left)
+	}
 	changed := slices.Clone(steps)
 	changed[3] = note("new")
 	job.Spec.Steps = changed

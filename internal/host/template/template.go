@@ -70,6 +70,7 @@ type Builder struct {
 	unpacks *slots
 	layers  *buildcache.Cache // disks after steps, by keys of steps
 	files   *buildcache.Cache // archives of COPY steps, by their hashes
+	booted  *booted
 }
 
 // The caches in the store.
@@ -81,7 +82,7 @@ const (
 // New returns a builder. One at a time works with a store.
 func New(cfg Config) (*Builder, error) {
 	state := sha256.Sum256([]byte(cfg.Store.Dir))
-	b := &Builder{cfg: cfg, images: buildImage + hex.EncodeToString(state[:4]) + ".", slots: newSlots(parallel), unpacks: newSlots(unpacking)}
+	b := &Builder{cfg: cfg, images: buildImage + hex.EncodeToString(state[:4]) + ".", slots: newSlots(parallel), unpacks: newSlots(unpacking), booted: &booted{cfg: cfg}}
 	layers, files := limitsOf(cfg.Store)
 	var err error
 	if b.layers, err = buildcache.Open(filepath.Join(cfg.Store.Dir, layersDir), layers); err != nil {
@@ -93,13 +94,13 @@ func New(cfg Config) (*Builder, error) {
 	return b, nil
 }
 
-// Sweep removes the images that builds of a dead agent left. No build may be at work.
+// Sweep removes the images and the guests that builds of a dead agent left. No build may be at work.
 func (b *Builder) Sweep(ctx context.Context) error {
 	names, err := image.Names(b.cfg.Images)
 	if err != nil {
 		return err
 	}
-	var errs []error
+	errs := []error{b.booted.sweep(ctx)}
 	for _, name := range names {
 		if strings.HasPrefix(name, b.images) {
 			errs = append(errs, image.Remove(ctx, b.cfg.Images, name))

@@ -72,6 +72,7 @@ type Agent struct {
 	watchers   map[wake.Chan]bool // of WatchSandboxes
 	pauses     []*hostagentv1.PauseSandboxRequest
 	boots      int
+	copies     []*hostagentv1.CopyCheckpointRequest
 }
 
 // sandbox is a sandbox of the host.
@@ -293,6 +294,9 @@ func (a *Agent) StoreCheckpoint(id wrenn.SandboxID, cp wrenn.CheckpointID, key s
 	_ = a.locked(func() error { // never fails
 		if b := a.sandboxes[string(id)]; b != nil {
 			b.info.NewestStored = &hostagentv1.Checkpoint{Id: string(cp), StoredAt: timestamppb.Now(), StoredKey: key}
+			if m := b.moment(string(cp)); m != nil {
+				m.info.StoredAt, m.info.StoredKey = b.info.NewestStored.StoredAt, key
+			}
 		}
 		return nil
 	})

@@ -65,6 +65,29 @@ func (a *Agent) fork(ctx context.Context, parent *sandbox, id string, files map[
 	return nil
 }
 
+// CopyCheckpoint makes a running sandbox without files, if it has a store.
+func (a *Agent) CopyCheckpoint(ctx context.Context, req *hostagentv1.CopyCheckpointRequest) (*hostagentv1.CopyCheckpointResponse, error) {
+	err := a.with(ctx, "CopyCheckpoint", req.GetSandbox().GetSandboxId(), func() error {
+		if !a.HasStore {
+			return wrenn.Errorf(wrenn.FailedPrecondition, "this host has no snapshot store")
+		}
+		a.copies = append(a.copies, req)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	made, err := a.CreateSandbox(ctx, req.GetSandbox())
+	return &hostagentv1.CopyCheckpointResponse{Sandbox: made}, err
+}
+
+// Copies returns the requests for copies of stored checkpoints that were not refused.
+func (a *Agent) Copies() []*hostagentv1.CopyCheckpointRequest {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.copies)
+}
+
 // CreateCheckpoint saves the files of a running sandbox.
 func (a *Agent) CreateCheckpoint(ctx context.Context, req *hostagentv1.CreateCheckpointRequest) (*hostagentv1.CreateCheckpointResponse, error) {
 	res := &hostagentv1.CreateCheckpointResponse{}

@@ -4386,6 +4386,121 @@ func (x *ForkSandboxResponse) GetCheckpointId() string {
 	return ""
 }
 
+type CopyCheckpointRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its template is that of the other sandbox, and is not needed.
+	Sandbox *CreateSandboxRequest `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	// The other sandbox, of the same team.
+	ParentId     string `protobuf:"bytes,2,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
+	CheckpointId string `protobuf:"bytes,3,opt,name=checkpoint_id,json=checkpointId,proto3" json:"checkpoint_id,omitempty"`
+	// Checkpoint.stored_key.
+	Key           string `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CopyCheckpointRequest) Reset() {
+	*x = CopyCheckpointRequest{}
+	mi := &file_v1_hostagent_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CopyCheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CopyCheckpointRequest) ProtoMessage() {}
+
+func (x *CopyCheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CopyCheckpointRequest.ProtoReflect.Descriptor instead.
+func (*CopyCheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *CopyCheckpointRequest) GetSandbox() *CreateSandboxRequest {
+	if x != nil {
+		return x.Sandbox
+	}
+	return nil
+}
+
+func (x *CopyCheckpointRequest) GetParentId() string {
+	if x != nil {
+		return x.ParentId
+	}
+	return ""
+}
+
+func (x *CopyCheckpointRequest) GetCheckpointId() string {
+	if x != nil {
+		return x.CheckpointId
+	}
+	return ""
+}
+
+func (x *CopyCheckpointRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+type CopyCheckpointResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sandbox       *CreateSandboxResponse `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CopyCheckpointResponse) Reset() {
+	*x = CopyCheckpointResponse{}
+	mi := &file_v1_hostagent_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CopyCheckpointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CopyCheckpointResponse) ProtoMessage() {}
+
+func (x *CopyCheckpointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CopyCheckpointResponse.ProtoReflect.Descriptor instead.
+func (*CopyCheckpointResponse) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *CopyCheckpointResponse) GetSandbox() *CreateSandboxResponse {
+	if x != nil {
+		return x.Sandbox
+	}
+	return nil
+}
+
 type ForkResult struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
@@ -4398,7 +4513,7 @@ type ForkResult struct {
 
 func (x *ForkResult) Reset() {
 	*x = ForkResult{}
-	mi := &file_v1_hostagent_proto_msgTypes[59]
+	mi := &file_v1_hostagent_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4410,7 +4525,7 @@ func (x *ForkResult) String() string {
 func (*ForkResult) ProtoMessage() {}
 
 func (x *ForkResult) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[59]
+	mi := &file_v1_hostagent_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4423,7 +4538,7 @@ func (x *ForkResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkResult.ProtoReflect.Descriptor instead.
 func (*ForkResult) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{59}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ForkResult) GetSandboxId() string {
@@ -4471,7 +4586,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_v1_hostagent_proto_msgTypes[60]
+	mi := &file_v1_hostagent_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4483,7 +4598,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[60]
+	mi := &file_v1_hostagent_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4496,7 +4611,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{60}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Checkpoint) GetId() string {
@@ -4574,7 +4689,7 @@ type CreateCheckpointRequest struct {
 
 func (x *CreateCheckpointRequest) Reset() {
 	*x = CreateCheckpointRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[61]
+	mi := &file_v1_hostagent_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4586,7 +4701,7 @@ func (x *CreateCheckpointRequest) String() string {
 func (*CreateCheckpointRequest) ProtoMessage() {}
 
 func (x *CreateCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[61]
+	mi := &file_v1_hostagent_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4599,7 +4714,7 @@ func (x *CreateCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*CreateCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{61}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *CreateCheckpointRequest) GetSandboxId() string {
@@ -4632,7 +4747,7 @@ type CreateCheckpointResponse struct {
 
 func (x *CreateCheckpointResponse) Reset() {
 	*x = CreateCheckpointResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[62]
+	mi := &file_v1_hostagent_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4644,7 +4759,7 @@ func (x *CreateCheckpointResponse) String() string {
 func (*CreateCheckpointResponse) ProtoMessage() {}
 
 func (x *CreateCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[62]
+	mi := &file_v1_hostagent_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4657,7 +4772,7 @@ func (x *CreateCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*CreateCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{62}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *CreateCheckpointResponse) GetCheckpoint() *Checkpoint {
@@ -4678,7 +4793,7 @@ type ListCheckpointsRequest struct {
 
 func (x *ListCheckpointsRequest) Reset() {
 	*x = ListCheckpointsRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[63]
+	mi := &file_v1_hostagent_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4690,7 +4805,7 @@ func (x *ListCheckpointsRequest) String() string {
 func (*ListCheckpointsRequest) ProtoMessage() {}
 
 func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[63]
+	mi := &file_v1_hostagent_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4703,7 +4818,7 @@ func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{63}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListCheckpointsRequest) GetSandboxId() string {
@@ -4733,7 +4848,7 @@ type ListCheckpointsResponse struct {
 
 func (x *ListCheckpointsResponse) Reset() {
 	*x = ListCheckpointsResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[64]
+	mi := &file_v1_hostagent_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4745,7 +4860,7 @@ func (x *ListCheckpointsResponse) String() string {
 func (*ListCheckpointsResponse) ProtoMessage() {}
 
 func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[64]
+	mi := &file_v1_hostagent_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4758,7 +4873,7 @@ func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{64}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ListCheckpointsResponse) GetCheckpoints() []*Checkpoint {
@@ -4792,7 +4907,7 @@ type RestoreCheckpointRequest struct {
 
 func (x *RestoreCheckpointRequest) Reset() {
 	*x = RestoreCheckpointRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[65]
+	mi := &file_v1_hostagent_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4804,7 +4919,7 @@ func (x *RestoreCheckpointRequest) String() string {
 func (*RestoreCheckpointRequest) ProtoMessage() {}
 
 func (x *RestoreCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[65]
+	mi := &file_v1_hostagent_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4817,7 +4932,7 @@ func (x *RestoreCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*RestoreCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{65}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *RestoreCheckpointRequest) GetSandboxId() string {
@@ -4842,7 +4957,7 @@ type RestoreCheckpointResponse struct {
 
 func (x *RestoreCheckpointResponse) Reset() {
 	*x = RestoreCheckpointResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[66]
+	mi := &file_v1_hostagent_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4854,7 +4969,7 @@ func (x *RestoreCheckpointResponse) String() string {
 func (*RestoreCheckpointResponse) ProtoMessage() {}
 
 func (x *RestoreCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[66]
+	mi := &file_v1_hostagent_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4867,7 +4982,7 @@ func (x *RestoreCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*RestoreCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{66}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{68}
 }
 
 type DeleteCheckpointRequest struct {
@@ -4880,7 +4995,7 @@ type DeleteCheckpointRequest struct {
 
 func (x *DeleteCheckpointRequest) Reset() {
 	*x = DeleteCheckpointRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[67]
+	mi := &file_v1_hostagent_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4892,7 +5007,7 @@ func (x *DeleteCheckpointRequest) String() string {
 func (*DeleteCheckpointRequest) ProtoMessage() {}
 
 func (x *DeleteCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[67]
+	mi := &file_v1_hostagent_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4905,7 +5020,7 @@ func (x *DeleteCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*DeleteCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{67}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *DeleteCheckpointRequest) GetSandboxId() string {
@@ -4930,7 +5045,7 @@ type DeleteCheckpointResponse struct {
 
 func (x *DeleteCheckpointResponse) Reset() {
 	*x = DeleteCheckpointResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[68]
+	mi := &file_v1_hostagent_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4942,7 +5057,7 @@ func (x *DeleteCheckpointResponse) String() string {
 func (*DeleteCheckpointResponse) ProtoMessage() {}
 
 func (x *DeleteCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[68]
+	mi := &file_v1_hostagent_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4955,7 +5070,7 @@ func (x *DeleteCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*DeleteCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{68}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{70}
 }
 
 type ExtendSandboxRequest struct {
@@ -4969,7 +5084,7 @@ type ExtendSandboxRequest struct {
 
 func (x *ExtendSandboxRequest) Reset() {
 	*x = ExtendSandboxRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[69]
+	mi := &file_v1_hostagent_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4981,7 +5096,7 @@ func (x *ExtendSandboxRequest) String() string {
 func (*ExtendSandboxRequest) ProtoMessage() {}
 
 func (x *ExtendSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[69]
+	mi := &file_v1_hostagent_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4994,7 +5109,7 @@ func (x *ExtendSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendSandboxRequest.ProtoReflect.Descriptor instead.
 func (*ExtendSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{69}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ExtendSandboxRequest) GetSandboxId() string {
@@ -5019,7 +5134,7 @@ type ExtendSandboxResponse struct {
 
 func (x *ExtendSandboxResponse) Reset() {
 	*x = ExtendSandboxResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[70]
+	mi := &file_v1_hostagent_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5031,7 +5146,7 @@ func (x *ExtendSandboxResponse) String() string {
 func (*ExtendSandboxResponse) ProtoMessage() {}
 
 func (x *ExtendSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[70]
+	mi := &file_v1_hostagent_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5044,7 +5159,7 @@ func (x *ExtendSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendSandboxResponse.ProtoReflect.Descriptor instead.
 func (*ExtendSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{70}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{72}
 }
 
 type SetNetworkPolicyRequest struct {
@@ -5059,7 +5174,7 @@ type SetNetworkPolicyRequest struct {
 
 func (x *SetNetworkPolicyRequest) Reset() {
 	*x = SetNetworkPolicyRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[71]
+	mi := &file_v1_hostagent_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5071,7 +5186,7 @@ func (x *SetNetworkPolicyRequest) String() string {
 func (*SetNetworkPolicyRequest) ProtoMessage() {}
 
 func (x *SetNetworkPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[71]
+	mi := &file_v1_hostagent_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5084,7 +5199,7 @@ func (x *SetNetworkPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNetworkPolicyRequest.ProtoReflect.Descriptor instead.
 func (*SetNetworkPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{71}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *SetNetworkPolicyRequest) GetSandboxId() string {
@@ -5118,7 +5233,7 @@ type SetNetworkPolicyResponse struct {
 
 func (x *SetNetworkPolicyResponse) Reset() {
 	*x = SetNetworkPolicyResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[72]
+	mi := &file_v1_hostagent_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5130,7 +5245,7 @@ func (x *SetNetworkPolicyResponse) String() string {
 func (*SetNetworkPolicyResponse) ProtoMessage() {}
 
 func (x *SetNetworkPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[72]
+	mi := &file_v1_hostagent_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5143,7 +5258,7 @@ func (x *SetNetworkPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNetworkPolicyResponse.ProtoReflect.Descriptor instead.
 func (*SetNetworkPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{72}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *SetNetworkPolicyResponse) GetKnowsProxies() bool {
@@ -5166,7 +5281,7 @@ type ReadEgressRequest struct {
 
 func (x *ReadEgressRequest) Reset() {
 	*x = ReadEgressRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[73]
+	mi := &file_v1_hostagent_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5178,7 +5293,7 @@ func (x *ReadEgressRequest) String() string {
 func (*ReadEgressRequest) ProtoMessage() {}
 
 func (x *ReadEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[73]
+	mi := &file_v1_hostagent_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5191,7 +5306,7 @@ func (x *ReadEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEgressRequest.ProtoReflect.Descriptor instead.
 func (*ReadEgressRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{73}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ReadEgressRequest) GetSandboxId() string {
@@ -5226,7 +5341,7 @@ type ReadEgressResponse struct {
 
 func (x *ReadEgressResponse) Reset() {
 	*x = ReadEgressResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[74]
+	mi := &file_v1_hostagent_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5238,7 +5353,7 @@ func (x *ReadEgressResponse) String() string {
 func (*ReadEgressResponse) ProtoMessage() {}
 
 func (x *ReadEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[74]
+	mi := &file_v1_hostagent_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5251,7 +5366,7 @@ func (x *ReadEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEgressResponse.ProtoReflect.Descriptor instead.
 func (*ReadEgressResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{74}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ReadEgressResponse) GetEvents() []*EgressEvent {
@@ -5293,7 +5408,7 @@ type EgressEvent struct {
 
 func (x *EgressEvent) Reset() {
 	*x = EgressEvent{}
-	mi := &file_v1_hostagent_proto_msgTypes[75]
+	mi := &file_v1_hostagent_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5305,7 +5420,7 @@ func (x *EgressEvent) String() string {
 func (*EgressEvent) ProtoMessage() {}
 
 func (x *EgressEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[75]
+	mi := &file_v1_hostagent_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5318,7 +5433,7 @@ func (x *EgressEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressEvent.ProtoReflect.Descriptor instead.
 func (*EgressEvent) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{75}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *EgressEvent) GetSeq() uint64 {
@@ -5418,7 +5533,7 @@ type ExplainEgressRequest struct {
 
 func (x *ExplainEgressRequest) Reset() {
 	*x = ExplainEgressRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[76]
+	mi := &file_v1_hostagent_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5430,7 +5545,7 @@ func (x *ExplainEgressRequest) String() string {
 func (*ExplainEgressRequest) ProtoMessage() {}
 
 func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[76]
+	mi := &file_v1_hostagent_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5443,7 +5558,7 @@ func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressRequest.ProtoReflect.Descriptor instead.
 func (*ExplainEgressRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{76}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ExplainEgressRequest) GetSandboxId() string {
@@ -5481,7 +5596,7 @@ type ExplainEgressResponse struct {
 
 func (x *ExplainEgressResponse) Reset() {
 	*x = ExplainEgressResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[77]
+	mi := &file_v1_hostagent_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5493,7 +5608,7 @@ func (x *ExplainEgressResponse) String() string {
 func (*ExplainEgressResponse) ProtoMessage() {}
 
 func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[77]
+	mi := &file_v1_hostagent_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5506,7 +5621,7 @@ func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressResponse.ProtoReflect.Descriptor instead.
 func (*ExplainEgressResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{77}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ExplainEgressResponse) GetAllowed() bool {
@@ -5556,7 +5671,7 @@ type EgressAddress struct {
 
 func (x *EgressAddress) Reset() {
 	*x = EgressAddress{}
-	mi := &file_v1_hostagent_proto_msgTypes[78]
+	mi := &file_v1_hostagent_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5568,7 +5683,7 @@ func (x *EgressAddress) String() string {
 func (*EgressAddress) ProtoMessage() {}
 
 func (x *EgressAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[78]
+	mi := &file_v1_hostagent_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5581,7 +5696,7 @@ func (x *EgressAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressAddress.ProtoReflect.Descriptor instead.
 func (*EgressAddress) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{78}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *EgressAddress) GetAddress() string {
@@ -5624,7 +5739,7 @@ type ReadMetricsRequest struct {
 
 func (x *ReadMetricsRequest) Reset() {
 	*x = ReadMetricsRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[79]
+	mi := &file_v1_hostagent_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5636,7 +5751,7 @@ func (x *ReadMetricsRequest) String() string {
 func (*ReadMetricsRequest) ProtoMessage() {}
 
 func (x *ReadMetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[79]
+	mi := &file_v1_hostagent_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5649,7 +5764,7 @@ func (x *ReadMetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMetricsRequest.ProtoReflect.Descriptor instead.
 func (*ReadMetricsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{79}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *ReadMetricsRequest) GetSandboxId() string {
@@ -5682,7 +5797,7 @@ type ReadMetricsResponse struct {
 
 func (x *ReadMetricsResponse) Reset() {
 	*x = ReadMetricsResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[80]
+	mi := &file_v1_hostagent_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5694,7 +5809,7 @@ func (x *ReadMetricsResponse) String() string {
 func (*ReadMetricsResponse) ProtoMessage() {}
 
 func (x *ReadMetricsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[80]
+	mi := &file_v1_hostagent_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5707,7 +5822,7 @@ func (x *ReadMetricsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMetricsResponse.ProtoReflect.Descriptor instead.
 func (*ReadMetricsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{80}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ReadMetricsResponse) GetSamples() []*MetricsSample {
@@ -5735,7 +5850,7 @@ type MetricsSample struct {
 
 func (x *MetricsSample) Reset() {
 	*x = MetricsSample{}
-	mi := &file_v1_hostagent_proto_msgTypes[81]
+	mi := &file_v1_hostagent_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5747,7 +5862,7 @@ func (x *MetricsSample) String() string {
 func (*MetricsSample) ProtoMessage() {}
 
 func (x *MetricsSample) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[81]
+	mi := &file_v1_hostagent_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5760,7 +5875,7 @@ func (x *MetricsSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetricsSample.ProtoReflect.Descriptor instead.
 func (*MetricsSample) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{81}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *MetricsSample) GetAtUnix() int64 {
@@ -5827,7 +5942,7 @@ type ListSandboxesRequest struct {
 
 func (x *ListSandboxesRequest) Reset() {
 	*x = ListSandboxesRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[82]
+	mi := &file_v1_hostagent_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5839,7 +5954,7 @@ func (x *ListSandboxesRequest) String() string {
 func (*ListSandboxesRequest) ProtoMessage() {}
 
 func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[82]
+	mi := &file_v1_hostagent_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5852,7 +5967,7 @@ func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesRequest.ProtoReflect.Descriptor instead.
 func (*ListSandboxesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{82}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{84}
 }
 
 type ListSandboxesResponse struct {
@@ -5867,7 +5982,7 @@ type ListSandboxesResponse struct {
 
 func (x *ListSandboxesResponse) Reset() {
 	*x = ListSandboxesResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[83]
+	mi := &file_v1_hostagent_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5879,7 +5994,7 @@ func (x *ListSandboxesResponse) String() string {
 func (*ListSandboxesResponse) ProtoMessage() {}
 
 func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[83]
+	mi := &file_v1_hostagent_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5892,7 +6007,7 @@ func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesResponse.ProtoReflect.Descriptor instead.
 func (*ListSandboxesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{83}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ListSandboxesResponse) GetSandboxes() []*SandboxInfo {
@@ -5960,7 +6075,7 @@ type SandboxInfo struct {
 
 func (x *SandboxInfo) Reset() {
 	*x = SandboxInfo{}
-	mi := &file_v1_hostagent_proto_msgTypes[84]
+	mi := &file_v1_hostagent_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5972,7 +6087,7 @@ func (x *SandboxInfo) String() string {
 func (*SandboxInfo) ProtoMessage() {}
 
 func (x *SandboxInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[84]
+	mi := &file_v1_hostagent_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5985,7 +6100,7 @@ func (x *SandboxInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxInfo.ProtoReflect.Descriptor instead.
 func (*SandboxInfo) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{84}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *SandboxInfo) GetSandboxId() string {
@@ -6170,7 +6285,7 @@ type Unresponsive struct {
 
 func (x *Unresponsive) Reset() {
 	*x = Unresponsive{}
-	mi := &file_v1_hostagent_proto_msgTypes[85]
+	mi := &file_v1_hostagent_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6182,7 +6297,7 @@ func (x *Unresponsive) String() string {
 func (*Unresponsive) ProtoMessage() {}
 
 func (x *Unresponsive) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[85]
+	mi := &file_v1_hostagent_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6195,7 +6310,7 @@ func (x *Unresponsive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unresponsive.ProtoReflect.Descriptor instead.
 func (*Unresponsive) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{85}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *Unresponsive) GetSince() *timestamppb.Timestamp {
@@ -6220,7 +6335,7 @@ type WatchSandboxesRequest struct {
 
 func (x *WatchSandboxesRequest) Reset() {
 	*x = WatchSandboxesRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[86]
+	mi := &file_v1_hostagent_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6232,7 +6347,7 @@ func (x *WatchSandboxesRequest) String() string {
 func (*WatchSandboxesRequest) ProtoMessage() {}
 
 func (x *WatchSandboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[86]
+	mi := &file_v1_hostagent_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6245,7 +6360,7 @@ func (x *WatchSandboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchSandboxesRequest.ProtoReflect.Descriptor instead.
 func (*WatchSandboxesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{86}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{88}
 }
 
 // Something changed without a call that asked for it.
@@ -6259,7 +6374,7 @@ type WatchSandboxesResponse struct {
 
 func (x *WatchSandboxesResponse) Reset() {
 	*x = WatchSandboxesResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[87]
+	mi := &file_v1_hostagent_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6271,7 +6386,7 @@ func (x *WatchSandboxesResponse) String() string {
 func (*WatchSandboxesResponse) ProtoMessage() {}
 
 func (x *WatchSandboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[87]
+	mi := &file_v1_hostagent_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6284,7 +6399,7 @@ func (x *WatchSandboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchSandboxesResponse.ProtoReflect.Descriptor instead.
 func (*WatchSandboxesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{87}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *WatchSandboxesResponse) GetKeepalive() bool {
@@ -6314,7 +6429,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[88]
+	mi := &file_v1_hostagent_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6326,7 +6441,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[88]
+	mi := &file_v1_hostagent_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6339,7 +6454,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{88}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ExecRequest) GetSandboxId() string {
@@ -6422,7 +6537,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[89]
+	mi := &file_v1_hostagent_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6434,7 +6549,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[89]
+	mi := &file_v1_hostagent_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6447,7 +6562,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{89}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ExecResponse) GetStdout() []byte {
@@ -6517,7 +6632,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_v1_hostagent_proto_msgTypes[90]
+	mi := &file_v1_hostagent_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6529,7 +6644,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[90]
+	mi := &file_v1_hostagent_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6542,7 +6657,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{90}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ExecStart) GetSandboxId() string {
@@ -6637,7 +6752,7 @@ type ExecAttach struct {
 
 func (x *ExecAttach) Reset() {
 	*x = ExecAttach{}
-	mi := &file_v1_hostagent_proto_msgTypes[91]
+	mi := &file_v1_hostagent_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6649,7 +6764,7 @@ func (x *ExecAttach) String() string {
 func (*ExecAttach) ProtoMessage() {}
 
 func (x *ExecAttach) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[91]
+	mi := &file_v1_hostagent_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6662,7 +6777,7 @@ func (x *ExecAttach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecAttach.ProtoReflect.Descriptor instead.
 func (*ExecAttach) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{91}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ExecAttach) GetSandboxId() string {
@@ -6710,7 +6825,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_v1_hostagent_proto_msgTypes[92]
+	mi := &file_v1_hostagent_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6722,7 +6837,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[92]
+	mi := &file_v1_hostagent_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6735,7 +6850,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{92}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *TerminalSize) GetCols() uint32 {
@@ -6771,7 +6886,7 @@ type ExecStreamRequest struct {
 
 func (x *ExecStreamRequest) Reset() {
 	*x = ExecStreamRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[93]
+	mi := &file_v1_hostagent_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6783,7 +6898,7 @@ func (x *ExecStreamRequest) String() string {
 func (*ExecStreamRequest) ProtoMessage() {}
 
 func (x *ExecStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[93]
+	mi := &file_v1_hostagent_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6796,7 +6911,7 @@ func (x *ExecStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStreamRequest.ProtoReflect.Descriptor instead.
 func (*ExecStreamRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{93}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *ExecStreamRequest) GetEvent() isExecStreamRequest_Event {
@@ -6953,7 +7068,7 @@ type ExecStreamResponse struct {
 
 func (x *ExecStreamResponse) Reset() {
 	*x = ExecStreamResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[94]
+	mi := &file_v1_hostagent_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6965,7 +7080,7 @@ func (x *ExecStreamResponse) String() string {
 func (*ExecStreamResponse) ProtoMessage() {}
 
 func (x *ExecStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[94]
+	mi := &file_v1_hostagent_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6978,7 +7093,7 @@ func (x *ExecStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStreamResponse.ProtoReflect.Descriptor instead.
 func (*ExecStreamResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{94}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ExecStreamResponse) GetEvent() isExecStreamResponse_Event {
@@ -7120,7 +7235,7 @@ type ExecStarted struct {
 
 func (x *ExecStarted) Reset() {
 	*x = ExecStarted{}
-	mi := &file_v1_hostagent_proto_msgTypes[95]
+	mi := &file_v1_hostagent_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7132,7 +7247,7 @@ func (x *ExecStarted) String() string {
 func (*ExecStarted) ProtoMessage() {}
 
 func (x *ExecStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[95]
+	mi := &file_v1_hostagent_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7145,7 +7260,7 @@ func (x *ExecStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
 func (*ExecStarted) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{95}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ExecStarted) GetPid() uint32 {
@@ -7187,7 +7302,7 @@ type ExecExit struct {
 
 func (x *ExecExit) Reset() {
 	*x = ExecExit{}
-	mi := &file_v1_hostagent_proto_msgTypes[96]
+	mi := &file_v1_hostagent_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7199,7 +7314,7 @@ func (x *ExecExit) String() string {
 func (*ExecExit) ProtoMessage() {}
 
 func (x *ExecExit) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[96]
+	mi := &file_v1_hostagent_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7212,7 +7327,7 @@ func (x *ExecExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecExit.ProtoReflect.Descriptor instead.
 func (*ExecExit) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{96}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ExecExit) GetExitCode() int32 {
@@ -7247,7 +7362,7 @@ type SignalProcessRequest struct {
 
 func (x *SignalProcessRequest) Reset() {
 	*x = SignalProcessRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[97]
+	mi := &file_v1_hostagent_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7259,7 +7374,7 @@ func (x *SignalProcessRequest) String() string {
 func (*SignalProcessRequest) ProtoMessage() {}
 
 func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[97]
+	mi := &file_v1_hostagent_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7272,7 +7387,7 @@ func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessRequest.ProtoReflect.Descriptor instead.
 func (*SignalProcessRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{97}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *SignalProcessRequest) GetSandboxId() string {
@@ -7304,7 +7419,7 @@ type SignalProcessResponse struct {
 
 func (x *SignalProcessResponse) Reset() {
 	*x = SignalProcessResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[98]
+	mi := &file_v1_hostagent_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7316,7 +7431,7 @@ func (x *SignalProcessResponse) String() string {
 func (*SignalProcessResponse) ProtoMessage() {}
 
 func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[98]
+	mi := &file_v1_hostagent_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7329,7 +7444,7 @@ func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessResponse.ProtoReflect.Descriptor instead.
 func (*SignalProcessResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{98}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{100}
 }
 
 type WriteFileRequest struct {
@@ -7344,7 +7459,7 @@ type WriteFileRequest struct {
 
 func (x *WriteFileRequest) Reset() {
 	*x = WriteFileRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[99]
+	mi := &file_v1_hostagent_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7356,7 +7471,7 @@ func (x *WriteFileRequest) String() string {
 func (*WriteFileRequest) ProtoMessage() {}
 
 func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[99]
+	mi := &file_v1_hostagent_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7369,7 +7484,7 @@ func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileRequest.ProtoReflect.Descriptor instead.
 func (*WriteFileRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{99}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *WriteFileRequest) GetSandboxId() string {
@@ -7408,7 +7523,7 @@ type WriteFileResponse struct {
 
 func (x *WriteFileResponse) Reset() {
 	*x = WriteFileResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[100]
+	mi := &file_v1_hostagent_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7420,7 +7535,7 @@ func (x *WriteFileResponse) String() string {
 func (*WriteFileResponse) ProtoMessage() {}
 
 func (x *WriteFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[100]
+	mi := &file_v1_hostagent_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7433,7 +7548,7 @@ func (x *WriteFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileResponse.ProtoReflect.Descriptor instead.
 func (*WriteFileResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{100}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{102}
 }
 
 type ReadFileRequest struct {
@@ -7447,7 +7562,7 @@ type ReadFileRequest struct {
 
 func (x *ReadFileRequest) Reset() {
 	*x = ReadFileRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[101]
+	mi := &file_v1_hostagent_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7459,7 +7574,7 @@ func (x *ReadFileRequest) String() string {
 func (*ReadFileRequest) ProtoMessage() {}
 
 func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[101]
+	mi := &file_v1_hostagent_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7472,7 +7587,7 @@ func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileRequest.ProtoReflect.Descriptor instead.
 func (*ReadFileRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{101}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *ReadFileRequest) GetSandboxId() string {
@@ -7505,7 +7620,7 @@ type ReadFileResponse struct {
 
 func (x *ReadFileResponse) Reset() {
 	*x = ReadFileResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[102]
+	mi := &file_v1_hostagent_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7517,7 +7632,7 @@ func (x *ReadFileResponse) String() string {
 func (*ReadFileResponse) ProtoMessage() {}
 
 func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[102]
+	mi := &file_v1_hostagent_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7530,7 +7645,7 @@ func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileResponse.ProtoReflect.Descriptor instead.
 func (*ReadFileResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{102}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *ReadFileResponse) GetContent() []byte {
@@ -7554,7 +7669,7 @@ type WriteFileStreamRequest struct {
 
 func (x *WriteFileStreamRequest) Reset() {
 	*x = WriteFileStreamRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[103]
+	mi := &file_v1_hostagent_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7566,7 +7681,7 @@ func (x *WriteFileStreamRequest) String() string {
 func (*WriteFileStreamRequest) ProtoMessage() {}
 
 func (x *WriteFileStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[103]
+	mi := &file_v1_hostagent_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7579,7 +7694,7 @@ func (x *WriteFileStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileStreamRequest.ProtoReflect.Descriptor instead.
 func (*WriteFileStreamRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{103}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *WriteFileStreamRequest) GetPart() isWriteFileStreamRequest_Part {
@@ -7650,7 +7765,7 @@ type WriteFileMeta struct {
 
 func (x *WriteFileMeta) Reset() {
 	*x = WriteFileMeta{}
-	mi := &file_v1_hostagent_proto_msgTypes[104]
+	mi := &file_v1_hostagent_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7662,7 +7777,7 @@ func (x *WriteFileMeta) String() string {
 func (*WriteFileMeta) ProtoMessage() {}
 
 func (x *WriteFileMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[104]
+	mi := &file_v1_hostagent_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7675,7 +7790,7 @@ func (x *WriteFileMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileMeta.ProtoReflect.Descriptor instead.
 func (*WriteFileMeta) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{104}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *WriteFileMeta) GetSandboxId() string {
@@ -7707,7 +7822,7 @@ type WriteFileStreamResponse struct {
 
 func (x *WriteFileStreamResponse) Reset() {
 	*x = WriteFileStreamResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[105]
+	mi := &file_v1_hostagent_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7719,7 +7834,7 @@ func (x *WriteFileStreamResponse) String() string {
 func (*WriteFileStreamResponse) ProtoMessage() {}
 
 func (x *WriteFileStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[105]
+	mi := &file_v1_hostagent_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7732,7 +7847,7 @@ func (x *WriteFileStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileStreamResponse.ProtoReflect.Descriptor instead.
 func (*WriteFileStreamResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{105}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{107}
 }
 
 type ReadFileStreamRequest struct {
@@ -7746,7 +7861,7 @@ type ReadFileStreamRequest struct {
 
 func (x *ReadFileStreamRequest) Reset() {
 	*x = ReadFileStreamRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[106]
+	mi := &file_v1_hostagent_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7758,7 +7873,7 @@ func (x *ReadFileStreamRequest) String() string {
 func (*ReadFileStreamRequest) ProtoMessage() {}
 
 func (x *ReadFileStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[106]
+	mi := &file_v1_hostagent_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7771,7 +7886,7 @@ func (x *ReadFileStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileStreamRequest.ProtoReflect.Descriptor instead.
 func (*ReadFileStreamRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{106}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *ReadFileStreamRequest) GetSandboxId() string {
@@ -7804,7 +7919,7 @@ type ReadFileStreamResponse struct {
 
 func (x *ReadFileStreamResponse) Reset() {
 	*x = ReadFileStreamResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[107]
+	mi := &file_v1_hostagent_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7816,7 +7931,7 @@ func (x *ReadFileStreamResponse) String() string {
 func (*ReadFileStreamResponse) ProtoMessage() {}
 
 func (x *ReadFileStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[107]
+	mi := &file_v1_hostagent_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7829,7 +7944,7 @@ func (x *ReadFileStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileStreamResponse.ProtoReflect.Descriptor instead.
 func (*ReadFileStreamResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{107}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *ReadFileStreamResponse) GetChunk() []byte {
@@ -7852,7 +7967,7 @@ type ReadConsoleRequest struct {
 
 func (x *ReadConsoleRequest) Reset() {
 	*x = ReadConsoleRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[108]
+	mi := &file_v1_hostagent_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7864,7 +7979,7 @@ func (x *ReadConsoleRequest) String() string {
 func (*ReadConsoleRequest) ProtoMessage() {}
 
 func (x *ReadConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[108]
+	mi := &file_v1_hostagent_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7877,7 +7992,7 @@ func (x *ReadConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ReadConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{108}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *ReadConsoleRequest) GetSandboxId() string {
@@ -7912,7 +8027,7 @@ type ReadConsoleResponse struct {
 
 func (x *ReadConsoleResponse) Reset() {
 	*x = ReadConsoleResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[109]
+	mi := &file_v1_hostagent_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7924,7 +8039,7 @@ func (x *ReadConsoleResponse) String() string {
 func (*ReadConsoleResponse) ProtoMessage() {}
 
 func (x *ReadConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[109]
+	mi := &file_v1_hostagent_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7937,7 +8052,7 @@ func (x *ReadConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ReadConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{109}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *ReadConsoleResponse) GetChunk() []byte {
@@ -8281,7 +8396,14 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"n\n" +
 	"\x13ForkSandboxResponse\x122\n" +
 	"\aresults\x18\x01 \x03(\v2\x18.hostagent.v1.ForkResultR\aresults\x12#\n" +
-	"\rcheckpoint_id\x18s \x01(\tR\fcheckpointId\"Y\n" +
+	"\rcheckpoint_id\x18s \x01(\tR\fcheckpointId\"\xa9\x01\n" +
+	"\x15CopyCheckpointRequest\x12<\n" +
+	"\asandbox\x18\x01 \x01(\v2\".hostagent.v1.CreateSandboxRequestR\asandbox\x12\x1b\n" +
+	"\tparent_id\x18\x02 \x01(\tR\bparentId\x12#\n" +
+	"\rcheckpoint_id\x18\x03 \x01(\tR\fcheckpointId\x12\x10\n" +
+	"\x03key\x18\x04 \x01(\tR\x03key\"W\n" +
+	"\x16CopyCheckpointResponse\x12=\n" +
+	"\asandbox\x18\x01 \x01(\v2#.hostagent.v1.CreateSandboxResponseR\asandbox\"Y\n" +
 	"\n" +
 	"ForkResult\x12\x1d\n" +
 	"\n" +
@@ -8612,7 +8734,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x06Signal\x12\x16\n" +
 	"\x12SIGNAL_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSIGNAL_SIGKILL\x10\t\x12\x12\n" +
-	"\x0eSIGNAL_SIGTERM\x10\x0f2\xd3\x1d\n" +
+	"\x0eSIGNAL_SIGTERM\x10\x0f2\xb0\x1e\n" +
 	"\x10HostAgentService\x12=\n" +
 	"\x04Ping\x12\x19.hostagent.v1.PingRequest\x1a\x1a.hostagent.v1.PingResponse\x12X\n" +
 	"\rCreateSandbox\x12\".hostagent.v1.CreateSandboxRequest\x1a#.hostagent.v1.CreateSandboxResponse\x12X\n" +
@@ -8623,7 +8745,8 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\fFetchSandbox\x12!.hostagent.v1.FetchSandboxRequest\x1a\".hostagent.v1.FetchSandboxResponse\x12X\n" +
 	"\rListSandboxes\x12\".hostagent.v1.ListSandboxesRequest\x1a#.hostagent.v1.ListSandboxesResponse\x12]\n" +
 	"\x0eWatchSandboxes\x12#.hostagent.v1.WatchSandboxesRequest\x1a$.hostagent.v1.WatchSandboxesResponse0\x01\x12R\n" +
-	"\vForkSandbox\x12 .hostagent.v1.ForkSandboxRequest\x1a!.hostagent.v1.ForkSandboxResponse\x12a\n" +
+	"\vForkSandbox\x12 .hostagent.v1.ForkSandboxRequest\x1a!.hostagent.v1.ForkSandboxResponse\x12[\n" +
+	"\x0eCopyCheckpoint\x12#.hostagent.v1.CopyCheckpointRequest\x1a$.hostagent.v1.CopyCheckpointResponse\x12a\n" +
 	"\x10CreateCheckpoint\x12%.hostagent.v1.CreateCheckpointRequest\x1a&.hostagent.v1.CreateCheckpointResponse\x12^\n" +
 	"\x0fListCheckpoints\x12$.hostagent.v1.ListCheckpointsRequest\x1a%.hostagent.v1.ListCheckpointsResponse\x12d\n" +
 	"\x11RestoreCheckpoint\x12&.hostagent.v1.RestoreCheckpointRequest\x1a'.hostagent.v1.RestoreCheckpointResponse\x12a\n" +
@@ -8672,7 +8795,7 @@ func file_v1_hostagent_proto_rawDescGZIP() []byte {
 }
 
 var file_v1_hostagent_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_v1_hostagent_proto_msgTypes = make([]protoimpl.MessageInfo, 118)
+var file_v1_hostagent_proto_msgTypes = make([]protoimpl.MessageInfo, 120)
 var file_v1_hostagent_proto_goTypes = []any{
 	(OnTimeout)(0),                      // 0: hostagent.v1.OnTimeout
 	(SandboxStatus)(0),                  // 1: hostagent.v1.SandboxStatus
@@ -8739,72 +8862,74 @@ var file_v1_hostagent_proto_goTypes = []any{
 	(*ResumeSandboxResponse)(nil),       // 62: hostagent.v1.ResumeSandboxResponse
 	(*ForkSandboxRequest)(nil),          // 63: hostagent.v1.ForkSandboxRequest
 	(*ForkSandboxResponse)(nil),         // 64: hostagent.v1.ForkSandboxResponse
-	(*ForkResult)(nil),                  // 65: hostagent.v1.ForkResult
-	(*Checkpoint)(nil),                  // 66: hostagent.v1.Checkpoint
-	(*CreateCheckpointRequest)(nil),     // 67: hostagent.v1.CreateCheckpointRequest
-	(*CreateCheckpointResponse)(nil),    // 68: hostagent.v1.CreateCheckpointResponse
-	(*ListCheckpointsRequest)(nil),      // 69: hostagent.v1.ListCheckpointsRequest
-	(*ListCheckpointsResponse)(nil),     // 70: hostagent.v1.ListCheckpointsResponse
-	(*RestoreCheckpointRequest)(nil),    // 71: hostagent.v1.RestoreCheckpointRequest
-	(*RestoreCheckpointResponse)(nil),   // 72: hostagent.v1.RestoreCheckpointResponse
-	(*DeleteCheckpointRequest)(nil),     // 73: hostagent.v1.DeleteCheckpointRequest
-	(*DeleteCheckpointResponse)(nil),    // 74: hostagent.v1.DeleteCheckpointResponse
-	(*ExtendSandboxRequest)(nil),        // 75: hostagent.v1.ExtendSandboxRequest
-	(*ExtendSandboxResponse)(nil),       // 76: hostagent.v1.ExtendSandboxResponse
-	(*SetNetworkPolicyRequest)(nil),     // 77: hostagent.v1.SetNetworkPolicyRequest
-	(*SetNetworkPolicyResponse)(nil),    // 78: hostagent.v1.SetNetworkPolicyResponse
-	(*ReadEgressRequest)(nil),           // 79: hostagent.v1.ReadEgressRequest
-	(*ReadEgressResponse)(nil),          // 80: hostagent.v1.ReadEgressResponse
-	(*EgressEvent)(nil),                 // 81: hostagent.v1.EgressEvent
-	(*ExplainEgressRequest)(nil),        // 82: hostagent.v1.ExplainEgressRequest
-	(*ExplainEgressResponse)(nil),       // 83: hostagent.v1.ExplainEgressResponse
-	(*EgressAddress)(nil),               // 84: hostagent.v1.EgressAddress
-	(*ReadMetricsRequest)(nil),          // 85: hostagent.v1.ReadMetricsRequest
-	(*ReadMetricsResponse)(nil),         // 86: hostagent.v1.ReadMetricsResponse
-	(*MetricsSample)(nil),               // 87: hostagent.v1.MetricsSample
-	(*ListSandboxesRequest)(nil),        // 88: hostagent.v1.ListSandboxesRequest
-	(*ListSandboxesResponse)(nil),       // 89: hostagent.v1.ListSandboxesResponse
-	(*SandboxInfo)(nil),                 // 90: hostagent.v1.SandboxInfo
-	(*Unresponsive)(nil),                // 91: hostagent.v1.Unresponsive
-	(*WatchSandboxesRequest)(nil),       // 92: hostagent.v1.WatchSandboxesRequest
-	(*WatchSandboxesResponse)(nil),      // 93: hostagent.v1.WatchSandboxesResponse
-	(*ExecRequest)(nil),                 // 94: hostagent.v1.ExecRequest
-	(*ExecResponse)(nil),                // 95: hostagent.v1.ExecResponse
-	(*ExecStart)(nil),                   // 96: hostagent.v1.ExecStart
-	(*ExecAttach)(nil),                  // 97: hostagent.v1.ExecAttach
-	(*TerminalSize)(nil),                // 98: hostagent.v1.TerminalSize
-	(*ExecStreamRequest)(nil),           // 99: hostagent.v1.ExecStreamRequest
-	(*ExecStreamResponse)(nil),          // 100: hostagent.v1.ExecStreamResponse
-	(*ExecStarted)(nil),                 // 101: hostagent.v1.ExecStarted
-	(*ExecExit)(nil),                    // 102: hostagent.v1.ExecExit
-	(*SignalProcessRequest)(nil),        // 103: hostagent.v1.SignalProcessRequest
-	(*SignalProcessResponse)(nil),       // 104: hostagent.v1.SignalProcessResponse
-	(*WriteFileRequest)(nil),            // 105: hostagent.v1.WriteFileRequest
-	(*WriteFileResponse)(nil),           // 106: hostagent.v1.WriteFileResponse
-	(*ReadFileRequest)(nil),             // 107: hostagent.v1.ReadFileRequest
-	(*ReadFileResponse)(nil),            // 108: hostagent.v1.ReadFileResponse
-	(*WriteFileStreamRequest)(nil),      // 109: hostagent.v1.WriteFileStreamRequest
-	(*WriteFileMeta)(nil),               // 110: hostagent.v1.WriteFileMeta
-	(*WriteFileStreamResponse)(nil),     // 111: hostagent.v1.WriteFileStreamResponse
-	(*ReadFileStreamRequest)(nil),       // 112: hostagent.v1.ReadFileStreamRequest
-	(*ReadFileStreamResponse)(nil),      // 113: hostagent.v1.ReadFileStreamResponse
-	(*ReadConsoleRequest)(nil),          // 114: hostagent.v1.ReadConsoleRequest
-	(*ReadConsoleResponse)(nil),         // 115: hostagent.v1.ReadConsoleResponse
-	nil,                                 // 116: hostagent.v1.PingResponse.LabelsEntry
-	nil,                                 // 117: hostagent.v1.CreateSandboxRequest.EnvEntry
-	nil,                                 // 118: hostagent.v1.SecretValues.ValuesEntry
-	nil,                                 // 119: hostagent.v1.BuildTemplateRequest.EnvEntry
-	nil,                                 // 120: hostagent.v1.TemplateBuilt.EnvEntry
-	nil,                                 // 121: hostagent.v1.ForkSandboxRequest.AccessTokensEntry
-	nil,                                 // 122: hostagent.v1.ExecRequest.EnvEntry
-	nil,                                 // 123: hostagent.v1.ExecStart.EnvEntry
-	(*timestamppb.Timestamp)(nil),       // 124: google.protobuf.Timestamp
+	(*CopyCheckpointRequest)(nil),       // 65: hostagent.v1.CopyCheckpointRequest
+	(*CopyCheckpointResponse)(nil),      // 66: hostagent.v1.CopyCheckpointResponse
+	(*ForkResult)(nil),                  // 67: hostagent.v1.ForkResult
+	(*Checkpoint)(nil),                  // 68: hostagent.v1.Checkpoint
+	(*CreateCheckpointRequest)(nil),     // 69: hostagent.v1.CreateCheckpointRequest
+	(*CreateCheckpointResponse)(nil),    // 70: hostagent.v1.CreateCheckpointResponse
+	(*ListCheckpointsRequest)(nil),      // 71: hostagent.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil),     // 72: hostagent.v1.ListCheckpointsResponse
+	(*RestoreCheckpointRequest)(nil),    // 73: hostagent.v1.RestoreCheckpointRequest
+	(*RestoreCheckpointResponse)(nil),   // 74: hostagent.v1.RestoreCheckpointResponse
+	(*DeleteCheckpointRequest)(nil),     // 75: hostagent.v1.DeleteCheckpointRequest
+	(*DeleteCheckpointResponse)(nil),    // 76: hostagent.v1.DeleteCheckpointResponse
+	(*ExtendSandboxRequest)(nil),        // 77: hostagent.v1.ExtendSandboxRequest
+	(*ExtendSandboxResponse)(nil),       // 78: hostagent.v1.ExtendSandboxResponse
+	(*SetNetworkPolicyRequest)(nil),     // 79: hostagent.v1.SetNetworkPolicyRequest
+	(*SetNetworkPolicyResponse)(nil),    // 80: hostagent.v1.SetNetworkPolicyResponse
+	(*ReadEgressRequest)(nil),           // 81: hostagent.v1.ReadEgressRequest
+	(*ReadEgressResponse)(nil),          // 82: hostagent.v1.ReadEgressResponse
+	(*EgressEvent)(nil),                 // 83: hostagent.v1.EgressEvent
+	(*ExplainEgressRequest)(nil),        // 84: hostagent.v1.ExplainEgressRequest
+	(*ExplainEgressResponse)(nil),       // 85: hostagent.v1.ExplainEgressResponse
+	(*EgressAddress)(nil),               // 86: hostagent.v1.EgressAddress
+	(*ReadMetricsRequest)(nil),          // 87: hostagent.v1.ReadMetricsRequest
+	(*ReadMetricsResponse)(nil),         // 88: hostagent.v1.ReadMetricsResponse
+	(*MetricsSample)(nil),               // 89: hostagent.v1.MetricsSample
+	(*ListSandboxesRequest)(nil),        // 90: hostagent.v1.ListSandboxesRequest
+	(*ListSandboxesResponse)(nil),       // 91: hostagent.v1.ListSandboxesResponse
+	(*SandboxInfo)(nil),                 // 92: hostagent.v1.SandboxInfo
+	(*Unresponsive)(nil),                // 93: hostagent.v1.Unresponsive
+	(*WatchSandboxesRequest)(nil),       // 94: hostagent.v1.WatchSandboxesRequest
+	(*WatchSandboxesResponse)(nil),      // 95: hostagent.v1.WatchSandboxesResponse
+	(*ExecRequest)(nil),                 // 96: hostagent.v1.ExecRequest
+	(*ExecResponse)(nil),                // 97: hostagent.v1.ExecResponse
+	(*ExecStart)(nil),                   // 98: hostagent.v1.ExecStart
+	(*ExecAttach)(nil),                  // 99: hostagent.v1.ExecAttach
+	(*TerminalSize)(nil),                // 100: hostagent.v1.TerminalSize
+	(*ExecStreamRequest)(nil),           // 101: hostagent.v1.ExecStreamRequest
+	(*ExecStreamResponse)(nil),          // 102: hostagent.v1.ExecStreamResponse
+	(*ExecStarted)(nil),                 // 103: hostagent.v1.ExecStarted
+	(*ExecExit)(nil),                    // 104: hostagent.v1.ExecExit
+	(*SignalProcessRequest)(nil),        // 105: hostagent.v1.SignalProcessRequest
+	(*SignalProcessResponse)(nil),       // 106: hostagent.v1.SignalProcessResponse
+	(*WriteFileRequest)(nil),            // 107: hostagent.v1.WriteFileRequest
+	(*WriteFileResponse)(nil),           // 108: hostagent.v1.WriteFileResponse
+	(*ReadFileRequest)(nil),             // 109: hostagent.v1.ReadFileRequest
+	(*ReadFileResponse)(nil),            // 110: hostagent.v1.ReadFileResponse
+	(*WriteFileStreamRequest)(nil),      // 111: hostagent.v1.WriteFileStreamRequest
+	(*WriteFileMeta)(nil),               // 112: hostagent.v1.WriteFileMeta
+	(*WriteFileStreamResponse)(nil),     // 113: hostagent.v1.WriteFileStreamResponse
+	(*ReadFileStreamRequest)(nil),       // 114: hostagent.v1.ReadFileStreamRequest
+	(*ReadFileStreamResponse)(nil),      // 115: hostagent.v1.ReadFileStreamResponse
+	(*ReadConsoleRequest)(nil),          // 116: hostagent.v1.ReadConsoleRequest
+	(*ReadConsoleResponse)(nil),         // 117: hostagent.v1.ReadConsoleResponse
+	nil,                                 // 118: hostagent.v1.PingResponse.LabelsEntry
+	nil,                                 // 119: hostagent.v1.CreateSandboxRequest.EnvEntry
+	nil,                                 // 120: hostagent.v1.SecretValues.ValuesEntry
+	nil,                                 // 121: hostagent.v1.BuildTemplateRequest.EnvEntry
+	nil,                                 // 122: hostagent.v1.TemplateBuilt.EnvEntry
+	nil,                                 // 123: hostagent.v1.ForkSandboxRequest.AccessTokensEntry
+	nil,                                 // 124: hostagent.v1.ExecRequest.EnvEntry
+	nil,                                 // 125: hostagent.v1.ExecStart.EnvEntry
+	(*timestamppb.Timestamp)(nil),       // 126: google.protobuf.Timestamp
 }
 var file_v1_hostagent_proto_depIdxs = []int32{
 	10,  // 0: hostagent.v1.PingResponse.capacity:type_name -> hostagent.v1.Capacity
-	116, // 1: hostagent.v1.PingResponse.labels:type_name -> hostagent.v1.PingResponse.LabelsEntry
+	118, // 1: hostagent.v1.PingResponse.labels:type_name -> hostagent.v1.PingResponse.LabelsEntry
 	9,   // 2: hostagent.v1.PingResponse.platform:type_name -> hostagent.v1.Platform
-	117, // 3: hostagent.v1.CreateSandboxRequest.env:type_name -> hostagent.v1.CreateSandboxRequest.EnvEntry
+	119, // 3: hostagent.v1.CreateSandboxRequest.env:type_name -> hostagent.v1.CreateSandboxRequest.EnvEntry
 	0,   // 4: hostagent.v1.CreateSandboxRequest.on_timeout:type_name -> hostagent.v1.OnTimeout
 	20,  // 5: hostagent.v1.CreateSandboxRequest.volumes:type_name -> hostagent.v1.VolumeMount
 	14,  // 6: hostagent.v1.CreateSandboxRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
@@ -8813,11 +8938,11 @@ var file_v1_hostagent_proto_depIdxs = []int32{
 	16,  // 9: hostagent.v1.NetworkPolicy.layers:type_name -> hostagent.v1.NetworkLayer
 	15,  // 10: hostagent.v1.NetworkPolicy.proxy:type_name -> hostagent.v1.EgressProxy
 	18,  // 11: hostagent.v1.HeaderRule.headers:type_name -> hostagent.v1.Header
-	118, // 12: hostagent.v1.SecretValues.values:type_name -> hostagent.v1.SecretValues.ValuesEntry
+	120, // 12: hostagent.v1.SecretValues.values:type_name -> hostagent.v1.SecretValues.ValuesEntry
 	5,   // 13: hostagent.v1.VolumeEntry.type:type_name -> hostagent.v1.VolumeEntry.Type
-	124, // 14: hostagent.v1.VolumeEntry.accessed_at:type_name -> google.protobuf.Timestamp
-	124, // 15: hostagent.v1.VolumeEntry.modified_at:type_name -> google.protobuf.Timestamp
-	124, // 16: hostagent.v1.VolumeEntry.changed_at:type_name -> google.protobuf.Timestamp
+	126, // 14: hostagent.v1.VolumeEntry.accessed_at:type_name -> google.protobuf.Timestamp
+	126, // 15: hostagent.v1.VolumeEntry.modified_at:type_name -> google.protobuf.Timestamp
+	126, // 16: hostagent.v1.VolumeEntry.changed_at:type_name -> google.protobuf.Timestamp
 	26,  // 17: hostagent.v1.StatVolumeFileResponse.entry:type_name -> hostagent.v1.VolumeEntry
 	26,  // 18: hostagent.v1.ListVolumeFilesResponse.entries:type_name -> hostagent.v1.VolumeEntry
 	25,  // 19: hostagent.v1.MakeVolumeDirectoryRequest.attributes:type_name -> hostagent.v1.VolumeAttributes
@@ -8829,141 +8954,145 @@ var file_v1_hostagent_proto_depIdxs = []int32{
 	26,  // 25: hostagent.v1.WriteVolumeFileResponse.entry:type_name -> hostagent.v1.VolumeEntry
 	56,  // 26: hostagent.v1.StartSandboxResponse.started:type_name -> hostagent.v1.CreateSandboxResponse
 	48,  // 27: hostagent.v1.BuildTemplateRequest.container:type_name -> hostagent.v1.ContainerImage
-	119, // 28: hostagent.v1.BuildTemplateRequest.env:type_name -> hostagent.v1.BuildTemplateRequest.EnvEntry
+	121, // 28: hostagent.v1.BuildTemplateRequest.env:type_name -> hostagent.v1.BuildTemplateRequest.EnvEntry
 	42,  // 29: hostagent.v1.BuildTemplateRequest.steps:type_name -> hostagent.v1.BuildStep
 	14,  // 30: hostagent.v1.BuildTemplateRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
 	44,  // 31: hostagent.v1.PutBuildFilesRequest.files:type_name -> hostagent.v1.BuildFiles
 	44,  // 32: hostagent.v1.FindBuildFilesRequest.files:type_name -> hostagent.v1.BuildFiles
 	50,  // 33: hostagent.v1.BuildTemplateResponse.done:type_name -> hostagent.v1.TemplateBuilt
-	120, // 34: hostagent.v1.TemplateBuilt.env:type_name -> hostagent.v1.TemplateBuilt.EnvEntry
+	122, // 34: hostagent.v1.TemplateBuilt.env:type_name -> hostagent.v1.TemplateBuilt.EnvEntry
 	55,  // 35: hostagent.v1.ListTemplatesResponse.stored:type_name -> hostagent.v1.StoredTemplate
-	124, // 36: hostagent.v1.StoredTemplate.at:type_name -> google.protobuf.Timestamp
+	126, // 36: hostagent.v1.StoredTemplate.at:type_name -> google.protobuf.Timestamp
 	1,   // 37: hostagent.v1.CreateSandboxResponse.status:type_name -> hostagent.v1.SandboxStatus
 	14,  // 38: hostagent.v1.CreateSandboxResponse.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	121, // 39: hostagent.v1.ForkSandboxRequest.access_tokens:type_name -> hostagent.v1.ForkSandboxRequest.AccessTokensEntry
-	65,  // 40: hostagent.v1.ForkSandboxResponse.results:type_name -> hostagent.v1.ForkResult
-	124, // 41: hostagent.v1.Checkpoint.stored_at:type_name -> google.protobuf.Timestamp
-	66,  // 42: hostagent.v1.CreateCheckpointResponse.checkpoint:type_name -> hostagent.v1.Checkpoint
-	66,  // 43: hostagent.v1.ListCheckpointsResponse.checkpoints:type_name -> hostagent.v1.Checkpoint
-	14,  // 44: hostagent.v1.SetNetworkPolicyRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	19,  // 45: hostagent.v1.SetNetworkPolicyRequest.secrets:type_name -> hostagent.v1.SecretValues
-	81,  // 46: hostagent.v1.ReadEgressResponse.events:type_name -> hostagent.v1.EgressEvent
-	84,  // 47: hostagent.v1.ExplainEgressResponse.addresses:type_name -> hostagent.v1.EgressAddress
-	87,  // 48: hostagent.v1.ReadMetricsResponse.samples:type_name -> hostagent.v1.MetricsSample
-	90,  // 49: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.SandboxInfo
-	124, // 50: hostagent.v1.ListSandboxesResponse.taken_at:type_name -> google.protobuf.Timestamp
-	1,   // 51: hostagent.v1.SandboxInfo.status:type_name -> hostagent.v1.SandboxStatus
-	0,   // 52: hostagent.v1.SandboxInfo.on_timeout:type_name -> hostagent.v1.OnTimeout
-	14,  // 53: hostagent.v1.SandboxInfo.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	91,  // 54: hostagent.v1.SandboxInfo.unresponsive:type_name -> hostagent.v1.Unresponsive
-	2,   // 55: hostagent.v1.SandboxInfo.end_cause:type_name -> hostagent.v1.EndCause
-	124, // 56: hostagent.v1.SandboxInfo.stored_at:type_name -> google.protobuf.Timestamp
-	66,  // 57: hostagent.v1.SandboxInfo.newest_stored:type_name -> hostagent.v1.Checkpoint
-	124, // 58: hostagent.v1.Unresponsive.since:type_name -> google.protobuf.Timestamp
-	122, // 59: hostagent.v1.ExecRequest.env:type_name -> hostagent.v1.ExecRequest.EnvEntry
-	3,   // 60: hostagent.v1.ExecResponse.reason:type_name -> hostagent.v1.ExecEndReason
-	123, // 61: hostagent.v1.ExecStart.env:type_name -> hostagent.v1.ExecStart.EnvEntry
-	98,  // 62: hostagent.v1.ExecStart.pty:type_name -> hostagent.v1.TerminalSize
-	96,  // 63: hostagent.v1.ExecStreamRequest.start:type_name -> hostagent.v1.ExecStart
-	97,  // 64: hostagent.v1.ExecStreamRequest.attach:type_name -> hostagent.v1.ExecAttach
-	98,  // 65: hostagent.v1.ExecStreamRequest.resize:type_name -> hostagent.v1.TerminalSize
-	4,   // 66: hostagent.v1.ExecStreamRequest.signal:type_name -> hostagent.v1.Signal
-	101, // 67: hostagent.v1.ExecStreamResponse.started:type_name -> hostagent.v1.ExecStarted
-	102, // 68: hostagent.v1.ExecStreamResponse.exit:type_name -> hostagent.v1.ExecExit
-	3,   // 69: hostagent.v1.ExecExit.reason:type_name -> hostagent.v1.ExecEndReason
-	4,   // 70: hostagent.v1.SignalProcessRequest.signal:type_name -> hostagent.v1.Signal
-	110, // 71: hostagent.v1.WriteFileStreamRequest.meta:type_name -> hostagent.v1.WriteFileMeta
-	38,  // 72: hostagent.v1.WriteFileStreamRequest.volume:type_name -> hostagent.v1.WriteVolumeFileMeta
-	124, // 73: hostagent.v1.ReadConsoleRequest.since:type_name -> google.protobuf.Timestamp
-	7,   // 74: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
-	11,  // 75: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
-	11,  // 76: hostagent.v1.HostAgentService.StartSandbox:input_type -> hostagent.v1.CreateSandboxRequest
-	57,  // 77: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
-	59,  // 78: hostagent.v1.HostAgentService.PauseSandbox:input_type -> hostagent.v1.PauseSandboxRequest
-	61,  // 79: hostagent.v1.HostAgentService.ResumeSandbox:input_type -> hostagent.v1.ResumeSandboxRequest
-	12,  // 80: hostagent.v1.HostAgentService.FetchSandbox:input_type -> hostagent.v1.FetchSandboxRequest
-	88,  // 81: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
-	92,  // 82: hostagent.v1.HostAgentService.WatchSandboxes:input_type -> hostagent.v1.WatchSandboxesRequest
-	63,  // 83: hostagent.v1.HostAgentService.ForkSandbox:input_type -> hostagent.v1.ForkSandboxRequest
-	67,  // 84: hostagent.v1.HostAgentService.CreateCheckpoint:input_type -> hostagent.v1.CreateCheckpointRequest
-	69,  // 85: hostagent.v1.HostAgentService.ListCheckpoints:input_type -> hostagent.v1.ListCheckpointsRequest
-	71,  // 86: hostagent.v1.HostAgentService.RestoreCheckpoint:input_type -> hostagent.v1.RestoreCheckpointRequest
-	73,  // 87: hostagent.v1.HostAgentService.DeleteCheckpoint:input_type -> hostagent.v1.DeleteCheckpointRequest
-	75,  // 88: hostagent.v1.HostAgentService.ExtendSandbox:input_type -> hostagent.v1.ExtendSandboxRequest
-	77,  // 89: hostagent.v1.HostAgentService.SetNetworkPolicy:input_type -> hostagent.v1.SetNetworkPolicyRequest
-	85,  // 90: hostagent.v1.HostAgentService.ReadMetrics:input_type -> hostagent.v1.ReadMetricsRequest
-	79,  // 91: hostagent.v1.HostAgentService.ReadEgress:input_type -> hostagent.v1.ReadEgressRequest
-	82,  // 92: hostagent.v1.HostAgentService.ExplainEgress:input_type -> hostagent.v1.ExplainEgressRequest
-	41,  // 93: hostagent.v1.HostAgentService.BuildTemplate:input_type -> hostagent.v1.BuildTemplateRequest
-	51,  // 94: hostagent.v1.HostAgentService.DeleteTemplate:input_type -> hostagent.v1.DeleteTemplateRequest
-	53,  // 95: hostagent.v1.HostAgentService.ListTemplates:input_type -> hostagent.v1.ListTemplatesRequest
-	43,  // 96: hostagent.v1.HostAgentService.PutBuildFiles:input_type -> hostagent.v1.PutBuildFilesRequest
-	46,  // 97: hostagent.v1.HostAgentService.FindBuildFiles:input_type -> hostagent.v1.FindBuildFilesRequest
-	21,  // 98: hostagent.v1.HostAgentService.CreateVolume:input_type -> hostagent.v1.CreateVolumeRequest
-	23,  // 99: hostagent.v1.HostAgentService.DeleteVolume:input_type -> hostagent.v1.DeleteVolumeRequest
-	27,  // 100: hostagent.v1.HostAgentService.StatVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
-	29,  // 101: hostagent.v1.HostAgentService.ListVolumeFiles:input_type -> hostagent.v1.ListVolumeFilesRequest
-	31,  // 102: hostagent.v1.HostAgentService.MakeVolumeDirectory:input_type -> hostagent.v1.MakeVolumeDirectoryRequest
-	33,  // 103: hostagent.v1.HostAgentService.SetVolumeFile:input_type -> hostagent.v1.SetVolumeFileRequest
-	35,  // 104: hostagent.v1.HostAgentService.RenameVolumeFile:input_type -> hostagent.v1.RenameVolumeFileRequest
-	27,  // 105: hostagent.v1.HostAgentService.RemoveVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
-	27,  // 106: hostagent.v1.HostAgentService.ReadVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
-	109, // 107: hostagent.v1.HostAgentService.WriteVolumeFile:input_type -> hostagent.v1.WriteFileStreamRequest
-	94,  // 108: hostagent.v1.HostAgentService.Exec:input_type -> hostagent.v1.ExecRequest
-	99,  // 109: hostagent.v1.HostAgentService.ExecStream:input_type -> hostagent.v1.ExecStreamRequest
-	103, // 110: hostagent.v1.HostAgentService.SignalProcess:input_type -> hostagent.v1.SignalProcessRequest
-	105, // 111: hostagent.v1.HostAgentService.WriteFile:input_type -> hostagent.v1.WriteFileRequest
-	107, // 112: hostagent.v1.HostAgentService.ReadFile:input_type -> hostagent.v1.ReadFileRequest
-	109, // 113: hostagent.v1.HostAgentService.WriteFileStream:input_type -> hostagent.v1.WriteFileStreamRequest
-	112, // 114: hostagent.v1.HostAgentService.ReadFileStream:input_type -> hostagent.v1.ReadFileStreamRequest
-	114, // 115: hostagent.v1.HostAgentService.ReadConsole:input_type -> hostagent.v1.ReadConsoleRequest
-	8,   // 116: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
-	56,  // 117: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
-	40,  // 118: hostagent.v1.HostAgentService.StartSandbox:output_type -> hostagent.v1.StartSandboxResponse
-	58,  // 119: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
-	60,  // 120: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
-	62,  // 121: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
-	13,  // 122: hostagent.v1.HostAgentService.FetchSandbox:output_type -> hostagent.v1.FetchSandboxResponse
-	89,  // 123: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
-	93,  // 124: hostagent.v1.HostAgentService.WatchSandboxes:output_type -> hostagent.v1.WatchSandboxesResponse
-	64,  // 125: hostagent.v1.HostAgentService.ForkSandbox:output_type -> hostagent.v1.ForkSandboxResponse
-	68,  // 126: hostagent.v1.HostAgentService.CreateCheckpoint:output_type -> hostagent.v1.CreateCheckpointResponse
-	70,  // 127: hostagent.v1.HostAgentService.ListCheckpoints:output_type -> hostagent.v1.ListCheckpointsResponse
-	72,  // 128: hostagent.v1.HostAgentService.RestoreCheckpoint:output_type -> hostagent.v1.RestoreCheckpointResponse
-	74,  // 129: hostagent.v1.HostAgentService.DeleteCheckpoint:output_type -> hostagent.v1.DeleteCheckpointResponse
-	76,  // 130: hostagent.v1.HostAgentService.ExtendSandbox:output_type -> hostagent.v1.ExtendSandboxResponse
-	78,  // 131: hostagent.v1.HostAgentService.SetNetworkPolicy:output_type -> hostagent.v1.SetNetworkPolicyResponse
-	86,  // 132: hostagent.v1.HostAgentService.ReadMetrics:output_type -> hostagent.v1.ReadMetricsResponse
-	80,  // 133: hostagent.v1.HostAgentService.ReadEgress:output_type -> hostagent.v1.ReadEgressResponse
-	83,  // 134: hostagent.v1.HostAgentService.ExplainEgress:output_type -> hostagent.v1.ExplainEgressResponse
-	49,  // 135: hostagent.v1.HostAgentService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
-	52,  // 136: hostagent.v1.HostAgentService.DeleteTemplate:output_type -> hostagent.v1.DeleteTemplateResponse
-	54,  // 137: hostagent.v1.HostAgentService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
-	45,  // 138: hostagent.v1.HostAgentService.PutBuildFiles:output_type -> hostagent.v1.PutBuildFilesResponse
-	47,  // 139: hostagent.v1.HostAgentService.FindBuildFiles:output_type -> hostagent.v1.FindBuildFilesResponse
-	22,  // 140: hostagent.v1.HostAgentService.CreateVolume:output_type -> hostagent.v1.CreateVolumeResponse
-	24,  // 141: hostagent.v1.HostAgentService.DeleteVolume:output_type -> hostagent.v1.DeleteVolumeResponse
-	28,  // 142: hostagent.v1.HostAgentService.StatVolumeFile:output_type -> hostagent.v1.StatVolumeFileResponse
-	30,  // 143: hostagent.v1.HostAgentService.ListVolumeFiles:output_type -> hostagent.v1.ListVolumeFilesResponse
-	32,  // 144: hostagent.v1.HostAgentService.MakeVolumeDirectory:output_type -> hostagent.v1.MakeVolumeDirectoryResponse
-	34,  // 145: hostagent.v1.HostAgentService.SetVolumeFile:output_type -> hostagent.v1.SetVolumeFileResponse
-	36,  // 146: hostagent.v1.HostAgentService.RenameVolumeFile:output_type -> hostagent.v1.RenameVolumeFileResponse
-	37,  // 147: hostagent.v1.HostAgentService.RemoveVolumeFile:output_type -> hostagent.v1.RemoveVolumeFileResponse
-	113, // 148: hostagent.v1.HostAgentService.ReadVolumeFile:output_type -> hostagent.v1.ReadFileStreamResponse
-	39,  // 149: hostagent.v1.HostAgentService.WriteVolumeFile:output_type -> hostagent.v1.WriteVolumeFileResponse
-	95,  // 150: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
-	100, // 151: hostagent.v1.HostAgentService.ExecStream:output_type -> hostagent.v1.ExecStreamResponse
-	104, // 152: hostagent.v1.HostAgentService.SignalProcess:output_type -> hostagent.v1.SignalProcessResponse
-	106, // 153: hostagent.v1.HostAgentService.WriteFile:output_type -> hostagent.v1.WriteFileResponse
-	108, // 154: hostagent.v1.HostAgentService.ReadFile:output_type -> hostagent.v1.ReadFileResponse
-	111, // 155: hostagent.v1.HostAgentService.WriteFileStream:output_type -> hostagent.v1.WriteFileStreamResponse
-	113, // 156: hostagent.v1.HostAgentService.ReadFileStream:output_type -> hostagent.v1.ReadFileStreamResponse
-	115, // 157: hostagent.v1.HostAgentService.ReadConsole:output_type -> hostagent.v1.ReadConsoleResponse
-	116, // [116:158] is the sub-list for method output_type
-	74,  // [74:116] is the sub-list for method input_type
-	74,  // [74:74] is the sub-list for extension type_name
-	74,  // [74:74] is the sub-list for extension extendee
-	0,   // [0:74] is the sub-list for field type_name
+	123, // 39: hostagent.v1.ForkSandboxRequest.access_tokens:type_name -> hostagent.v1.ForkSandboxRequest.AccessTokensEntry
+	67,  // 40: hostagent.v1.ForkSandboxResponse.results:type_name -> hostagent.v1.ForkResult
+	11,  // 41: hostagent.v1.CopyCheckpointRequest.sandbox:type_name -> hostagent.v1.CreateSandboxRequest
+	56,  // 42: hostagent.v1.CopyCheckpointResponse.sandbox:type_name -> hostagent.v1.CreateSandboxResponse
+	126, // 43: hostagent.v1.Checkpoint.stored_at:type_name -> google.protobuf.Timestamp
+	68,  // 44: hostagent.v1.CreateCheckpointResponse.checkpoint:type_name -> hostagent.v1.Checkpoint
+	68,  // 45: hostagent.v1.ListCheckpointsResponse.checkpoints:type_name -> hostagent.v1.Checkpoint
+	14,  // 46: hostagent.v1.SetNetworkPolicyRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
+	19,  // 47: hostagent.v1.SetNetworkPolicyRequest.secrets:type_name -> hostagent.v1.SecretValues
+	83,  // 48: hostagent.v1.ReadEgressResponse.events:type_name -> hostagent.v1.EgressEvent
+	86,  // 49: hostagent.v1.ExplainEgressResponse.addresses:type_name -> hostagent.v1.EgressAddress
+	89,  // 50: hostagent.v1.ReadMetricsResponse.samples:type_name -> hostagent.v1.MetricsSample
+	92,  // 51: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.SandboxInfo
+	126, // 52: hostagent.v1.ListSandboxesResponse.taken_at:type_name -> google.protobuf.Timestamp
+	1,   // 53: hostagent.v1.SandboxInfo.status:type_name -> hostagent.v1.SandboxStatus
+	0,   // 54: hostagent.v1.SandboxInfo.on_timeout:type_name -> hostagent.v1.OnTimeout
+	14,  // 55: hostagent.v1.SandboxInfo.network_policy:type_name -> hostagent.v1.NetworkPolicy
+	93,  // 56: hostagent.v1.SandboxInfo.unresponsive:type_name -> hostagent.v1.Unresponsive
+	2,   // 57: hostagent.v1.SandboxInfo.end_cause:type_name -> hostagent.v1.EndCause
+	126, // 58: hostagent.v1.SandboxInfo.stored_at:type_name -> google.protobuf.Timestamp
+	68,  // 59: hostagent.v1.SandboxInfo.newest_stored:type_name -> hostagent.v1.Checkpoint
+	126, // 60: hostagent.v1.Unresponsive.since:type_name -> google.protobuf.Timestamp
+	124, // 61: hostagent.v1.ExecRequest.env:type_name -> hostagent.v1.ExecRequest.EnvEntry
+	3,   // 62: hostagent.v1.ExecResponse.reason:type_name -> hostagent.v1.ExecEndReason
+	125, // 63: hostagent.v1.ExecStart.env:type_name -> hostagent.v1.ExecStart.EnvEntry
+	100, // 64: hostagent.v1.ExecStart.pty:type_name -> hostagent.v1.TerminalSize
+	98,  // 65: hostagent.v1.ExecStreamRequest.start:type_name -> hostagent.v1.ExecStart
+	99,  // 66: hostagent.v1.ExecStreamRequest.attach:type_name -> hostagent.v1.ExecAttach
+	100, // 67: hostagent.v1.ExecStreamRequest.resize:type_name -> hostagent.v1.TerminalSize
+	4,   // 68: hostagent.v1.ExecStreamRequest.signal:type_name -> hostagent.v1.Signal
+	103, // 69: hostagent.v1.ExecStreamResponse.started:type_name -> hostagent.v1.ExecStarted
+	104, // 70: hostagent.v1.ExecStreamResponse.exit:type_name -> hostagent.v1.ExecExit
+	3,   // 71: hostagent.v1.ExecExit.reason:type_name -> hostagent.v1.ExecEndReason
+	4,   // 72: hostagent.v1.SignalProcessRequest.signal:type_name -> hostagent.v1.Signal
+	112, // 73: hostagent.v1.WriteFileStreamRequest.meta:type_name -> hostagent.v1.WriteFileMeta
+	38,  // 74: hostagent.v1.WriteFileStreamRequest.volume:type_name -> hostagent.v1.WriteVolumeFileMeta
+	126, // 75: hostagent.v1.ReadConsoleRequest.since:type_name -> google.protobuf.Timestamp
+	7,   // 76: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
+	11,  // 77: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
+	11,  // 78: hostagent.v1.HostAgentService.StartSandbox:input_type -> hostagent.v1.CreateSandboxRequest
+	57,  // 79: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
+	59,  // 80: hostagent.v1.HostAgentService.PauseSandbox:input_type -> hostagent.v1.PauseSandboxRequest
+	61,  // 81: hostagent.v1.HostAgentService.ResumeSandbox:input_type -> hostagent.v1.ResumeSandboxRequest
+	12,  // 82: hostagent.v1.HostAgentService.FetchSandbox:input_type -> hostagent.v1.FetchSandboxRequest
+	90,  // 83: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
+	94,  // 84: hostagent.v1.HostAgentService.WatchSandboxes:input_type -> hostagent.v1.WatchSandboxesRequest
+	63,  // 85: hostagent.v1.HostAgentService.ForkSandbox:input_type -> hostagent.v1.ForkSandboxRequest
+	65,  // 86: hostagent.v1.HostAgentService.CopyCheckpoint:input_type -> hostagent.v1.CopyCheckpointRequest
+	69,  // 87: hostagent.v1.HostAgentService.CreateCheckpoint:input_type -> hostagent.v1.CreateCheckpointRequest
+	71,  // 88: hostagent.v1.HostAgentService.ListCheckpoints:input_type -> hostagent.v1.ListCheckpointsRequest
+	73,  // 89: hostagent.v1.HostAgentService.RestoreCheckpoint:input_type -> hostagent.v1.RestoreCheckpointRequest
+	75,  // 90: hostagent.v1.HostAgentService.DeleteCheckpoint:input_type -> hostagent.v1.DeleteCheckpointRequest
+	77,  // 91: hostagent.v1.HostAgentService.ExtendSandbox:input_type -> hostagent.v1.ExtendSandboxRequest
+	79,  // 92: hostagent.v1.HostAgentService.SetNetworkPolicy:input_type -> hostagent.v1.SetNetworkPolicyRequest
+	87,  // 93: hostagent.v1.HostAgentService.ReadMetrics:input_type -> hostagent.v1.ReadMetricsRequest
+	81,  // 94: hostagent.v1.HostAgentService.ReadEgress:input_type -> hostagent.v1.ReadEgressRequest
+	84,  // 95: hostagent.v1.HostAgentService.ExplainEgress:input_type -> hostagent.v1.ExplainEgressRequest
+	41,  // 96: hostagent.v1.HostAgentService.BuildTemplate:input_type -> hostagent.v1.BuildTemplateRequest
+	51,  // 97: hostagent.v1.HostAgentService.DeleteTemplate:input_type -> hostagent.v1.DeleteTemplateRequest
+	53,  // 98: hostagent.v1.HostAgentService.ListTemplates:input_type -> hostagent.v1.ListTemplatesRequest
+	43,  // 99: hostagent.v1.HostAgentService.PutBuildFiles:input_type -> hostagent.v1.PutBuildFilesRequest
+	46,  // 100: hostagent.v1.HostAgentService.FindBuildFiles:input_type -> hostagent.v1.FindBuildFilesRequest
+	21,  // 101: hostagent.v1.HostAgentService.CreateVolume:input_type -> hostagent.v1.CreateVolumeRequest
+	23,  // 102: hostagent.v1.HostAgentService.DeleteVolume:input_type -> hostagent.v1.DeleteVolumeRequest
+	27,  // 103: hostagent.v1.HostAgentService.StatVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
+	29,  // 104: hostagent.v1.HostAgentService.ListVolumeFiles:input_type -> hostagent.v1.ListVolumeFilesRequest
+	31,  // 105: hostagent.v1.HostAgentService.MakeVolumeDirectory:input_type -> hostagent.v1.MakeVolumeDirectoryRequest
+	33,  // 106: hostagent.v1.HostAgentService.SetVolumeFile:input_type -> hostagent.v1.SetVolumeFileRequest
+	35,  // 107: hostagent.v1.HostAgentService.RenameVolumeFile:input_type -> hostagent.v1.RenameVolumeFileRequest
+	27,  // 108: hostagent.v1.HostAgentService.RemoveVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
+	27,  // 109: hostagent.v1.HostAgentService.ReadVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
+	111, // 110: hostagent.v1.HostAgentService.WriteVolumeFile:input_type -> hostagent.v1.WriteFileStreamRequest
+	96,  // 111: hostagent.v1.HostAgentService.Exec:input_type -> hostagent.v1.ExecRequest
+	101, // 112: hostagent.v1.HostAgentService.ExecStream:input_type -> hostagent.v1.ExecStreamRequest
+	105, // 113: hostagent.v1.HostAgentService.SignalProcess:input_type -> hostagent.v1.SignalProcessRequest
+	107, // 114: hostagent.v1.HostAgentService.WriteFile:input_type -> hostagent.v1.WriteFileRequest
+	109, // 115: hostagent.v1.HostAgentService.ReadFile:input_type -> hostagent.v1.ReadFileRequest
+	111, // 116: hostagent.v1.HostAgentService.WriteFileStream:input_type -> hostagent.v1.WriteFileStreamRequest
+	114, // 117: hostagent.v1.HostAgentService.ReadFileStream:input_type -> hostagent.v1.ReadFileStreamRequest
+	116, // 118: hostagent.v1.HostAgentService.ReadConsole:input_type -> hostagent.v1.ReadConsoleRequest
+	8,   // 119: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
+	56,  // 120: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
+	40,  // 121: hostagent.v1.HostAgentService.StartSandbox:output_type -> hostagent.v1.StartSandboxResponse
+	58,  // 122: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
+	60,  // 123: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
+	62,  // 124: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
+	13,  // 125: hostagent.v1.HostAgentService.FetchSandbox:output_type -> hostagent.v1.FetchSandboxResponse
+	91,  // 126: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
+	95,  // 127: hostagent.v1.HostAgentService.WatchSandboxes:output_type -> hostagent.v1.WatchSandboxesResponse
+	64,  // 128: hostagent.v1.HostAgentService.ForkSandbox:output_type -> hostagent.v1.ForkSandboxResponse
+	66,  // 129: hostagent.v1.HostAgentService.CopyCheckpoint:output_type -> hostagent.v1.CopyCheckpointResponse
+	70,  // 130: hostagent.v1.HostAgentService.CreateCheckpoint:output_type -> hostagent.v1.CreateCheckpointResponse
+	72,  // 131: hostagent.v1.HostAgentService.ListCheckpoints:output_type -> hostagent.v1.ListCheckpointsResponse
+	74,  // 132: hostagent.v1.HostAgentService.RestoreCheckpoint:output_type -> hostagent.v1.RestoreCheckpointResponse
+	76,  // 133: hostagent.v1.HostAgentService.DeleteCheckpoint:output_type -> hostagent.v1.DeleteCheckpointResponse
+	78,  // 134: hostagent.v1.HostAgentService.ExtendSandbox:output_type -> hostagent.v1.ExtendSandboxResponse
+	80,  // 135: hostagent.v1.HostAgentService.SetNetworkPolicy:output_type -> hostagent.v1.SetNetworkPolicyResponse
+	88,  // 136: hostagent.v1.HostAgentService.ReadMetrics:output_type -> hostagent.v1.ReadMetricsResponse
+	82,  // 137: hostagent.v1.HostAgentService.ReadEgress:output_type -> hostagent.v1.ReadEgressResponse
+	85,  // 138: hostagent.v1.HostAgentService.ExplainEgress:output_type -> hostagent.v1.ExplainEgressResponse
+	49,  // 139: hostagent.v1.HostAgentService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
+	52,  // 140: hostagent.v1.HostAgentService.DeleteTemplate:output_type -> hostagent.v1.DeleteTemplateResponse
+	54,  // 141: hostagent.v1.HostAgentService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
+	45,  // 142: hostagent.v1.HostAgentService.PutBuildFiles:output_type -> hostagent.v1.PutBuildFilesResponse
+	47,  // 143: hostagent.v1.HostAgentService.FindBuildFiles:output_type -> hostagent.v1.FindBuildFilesResponse
+	22,  // 144: hostagent.v1.HostAgentService.CreateVolume:output_type -> hostagent.v1.CreateVolumeResponse
+	24,  // 145: hostagent.v1.HostAgentService.DeleteVolume:output_type -> hostagent.v1.DeleteVolumeResponse
+	28,  // 146: hostagent.v1.HostAgentService.StatVolumeFile:output_type -> hostagent.v1.StatVolumeFileResponse
+	30,  // 147: hostagent.v1.HostAgentService.ListVolumeFiles:output_type -> hostagent.v1.ListVolumeFilesResponse
+	32,  // 148: hostagent.v1.HostAgentService.MakeVolumeDirectory:output_type -> hostagent.v1.MakeVolumeDirectoryResponse
+	34,  // 149: hostagent.v1.HostAgentService.SetVolumeFile:output_type -> hostagent.v1.SetVolumeFileResponse
+	36,  // 150: hostagent.v1.HostAgentService.RenameVolumeFile:output_type -> hostagent.v1.RenameVolumeFileResponse
+	37,  // 151: hostagent.v1.HostAgentService.RemoveVolumeFile:output_type -> hostagent.v1.RemoveVolumeFileResponse
+	115, // 152: hostagent.v1.HostAgentService.ReadVolumeFile:output_type -> hostagent.v1.ReadFileStreamResponse
+	39,  // 153: hostagent.v1.HostAgentService.WriteVolumeFile:output_type -> hostagent.v1.WriteVolumeFileResponse
+	97,  // 154: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
+	102, // 155: hostagent.v1.HostAgentService.ExecStream:output_type -> hostagent.v1.ExecStreamResponse
+	106, // 156: hostagent.v1.HostAgentService.SignalProcess:output_type -> hostagent.v1.SignalProcessResponse
+	108, // 157: hostagent.v1.HostAgentService.WriteFile:output_type -> hostagent.v1.WriteFileResponse
+	110, // 158: hostagent.v1.HostAgentService.ReadFile:output_type -> hostagent.v1.ReadFileResponse
+	113, // 159: hostagent.v1.HostAgentService.WriteFileStream:output_type -> hostagent.v1.WriteFileStreamResponse
+	115, // 160: hostagent.v1.HostAgentService.ReadFileStream:output_type -> hostagent.v1.ReadFileStreamResponse
+	117, // 161: hostagent.v1.HostAgentService.ReadConsole:output_type -> hostagent.v1.ReadConsoleResponse
+	119, // [119:162] is the sub-list for method output_type
+	76,  // [76:119] is the sub-list for method input_type
+	76,  // [76:76] is the sub-list for extension type_name
+	76,  // [76:76] is the sub-list for extension extendee
+	0,   // [0:76] is the sub-list for field type_name
 }
 
 func init() { file_v1_hostagent_proto_init() }
@@ -8992,10 +9121,10 @@ func file_v1_hostagent_proto_init() {
 		(*BuildTemplateResponse_Keepalive)(nil),
 		(*BuildTemplateResponse_Step)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[60].OneofWrappers = []any{}
-	file_v1_hostagent_proto_msgTypes[64].OneofWrappers = []any{}
-	file_v1_hostagent_proto_msgTypes[91].OneofWrappers = []any{}
-	file_v1_hostagent_proto_msgTypes[93].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[62].OneofWrappers = []any{}
+	file_v1_hostagent_proto_msgTypes[66].OneofWrappers = []any{}
+	file_v1_hostagent_proto_msgTypes[93].OneofWrappers = []any{}
+	file_v1_hostagent_proto_msgTypes[95].OneofWrappers = []any{
 		(*ExecStreamRequest_Start)(nil),
 		(*ExecStreamRequest_Attach)(nil),
 		(*ExecStreamRequest_Stdin)(nil),
@@ -9005,7 +9134,7 @@ func file_v1_hostagent_proto_init() {
 		(*ExecStreamRequest_Ack)(nil),
 		(*ExecStreamRequest_Leave)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[94].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[96].OneofWrappers = []any{
 		(*ExecStreamResponse_Started)(nil),
 		(*ExecStreamResponse_Stdout)(nil),
 		(*ExecStreamResponse_Stderr)(nil),
@@ -9014,7 +9143,7 @@ func file_v1_hostagent_proto_init() {
 		(*ExecStreamResponse_Keepalive)(nil),
 		(*ExecStreamResponse_Input)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[103].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[105].OneofWrappers = []any{
 		(*WriteFileStreamRequest_Meta)(nil),
 		(*WriteFileStreamRequest_Chunk)(nil),
 		(*WriteFileStreamRequest_Volume)(nil),
@@ -9025,7 +9154,7 @@ func file_v1_hostagent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_hostagent_proto_rawDesc), len(file_v1_hostagent_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   118,
+			NumMessages:   120,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

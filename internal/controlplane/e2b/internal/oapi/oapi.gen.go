@@ -525,7 +525,7 @@ type NewSandbox struct {
 	// Iam Not built yet.
 	Iam map[string]interface{} `json:"iam,omitempty"`
 
-	// Mcp Not built yet.
+	// Mcp Servers of the Model Context Protocol. Ignored: the client starts them, in a sandbox of the template `mcp-gateway`.
 	Mcp map[string]interface{} `json:"mcp,omitempty"`
 
 	// Metadata Labels of the user's.

@@ -906,12 +906,12 @@ WITH moved AS (
         state = $1,
         reason = $2,
         env = CASE WHEN $1 IN ('stopped', 'failed') THEN '{}' ELSE env END, -- they may be secrets
-        end_cause = coalesce(nullif($3::text, ''), sandboxes.end_cause),
+        end_cause = CASE WHEN $3 = 'failed' THEN '' ELSE coalesce(nullif($4::text, ''), sandboxes.end_cause) END,
         unresponsive_since = CASE WHEN $1 IN ('running', 'pausing') THEN unresponsive_since END, -- a pause may fail
         unresponsive_reason = CASE WHEN $1 IN ('running', 'pausing') THEN unresponsive_reason ELSE '' END,
         -- A resume may fail; what is stored is what was paused as long as the sandbox has not run.
-        stored_at = CASE WHEN $4::text <> '' THEN $5 WHEN $6 IN ('paused', 'resuming') AND $1 IN ('paused', 'resuming') THEN stored_at END,
-        stored_key = CASE WHEN $4 <> '' THEN $4 WHEN $6 IN ('paused', 'resuming') AND $1 IN ('paused', 'resuming') THEN stored_key ELSE '' END,
+        stored_at = CASE WHEN $5::text <> '' THEN $6 WHEN $3 IN ('paused', 'resuming') AND $1 IN ('paused', 'resuming') THEN stored_at END,
+        stored_key = CASE WHEN $5 <> '' THEN $5 WHEN $3 IN ('paused', 'resuming') AND $1 IN ('paused', 'resuming') THEN stored_key ELSE '' END,
         moving = (sandboxes.moving OR $7::boolean) AND $1 IN ('pausing', 'paused', 'resuming'),
         moving_note = CASE WHEN sandboxes.host_id = coalesce($8, sandboxes.host_id) THEN sandboxes.moving_note ELSE '' END,
         moved_key = coalesce(nullif($9::text, ''), sandboxes.moved_key),
@@ -921,16 +921,16 @@ WITH moved AS (
         started_at = CASE WHEN $1 IN ('running', 'paused') THEN coalesce(started_at, clock_timestamp()) ELSE started_at END,
         last_active_at = CASE WHEN $1 = 'running' THEN clock_timestamp() ELSE last_active_at END,
         ends_at = CASE
-            WHEN absolute_timeout AND timeout_sec > 0 AND $1 = 'running' AND $6 IN ('starting', 'paused', 'resuming')
+            WHEN absolute_timeout AND timeout_sec > 0 AND $1 = 'running' AND $3 IN ('starting', 'paused', 'resuming')
             THEN clock_timestamp() + make_interval(secs => timeout_sec) ELSE ends_at
         END,
         updated_at = clock_timestamp(),
         version = version + 1
-    WHERE sandboxes.id = $11 AND sandboxes.version = $12 AND sandboxes.state = $6
+    WHERE sandboxes.id = $11 AND sandboxes.version = $12 AND sandboxes.state = $3
     RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
-    SELECT moved.id, moved.version, $6, moved.state, moved.host_id, $13, moved.reason FROM moved
+    SELECT moved.id, moved.version, $3, moved.state, moved.host_id, $13, moved.reason FROM moved
 )
 SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at FROM moved
 `
@@ -938,10 +938,10 @@ SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_
 type MoveSandboxParams struct {
 	ToState   string
 	Reason    string
+	FromState interface{}
 	EndCause  string
 	StoredKey string
 	StoredAt  *time.Time
-	FromState interface{}
 	Moving    bool
 	HostID    *string
 	MovedKey  string
@@ -1000,10 +1000,10 @@ func (q *Queries) MoveSandbox(ctx context.Context, arg MoveSandboxParams) (MoveS
 	row := q.db.QueryRow(ctx, moveSandbox,
 		arg.ToState,
 		arg.Reason,
+		arg.FromState,
 		arg.EndCause,
 		arg.StoredKey,
 		arg.StoredAt,
-		arg.FromState,
 		arg.Moving,
 		arg.HostID,
 		arg.MovedKey,

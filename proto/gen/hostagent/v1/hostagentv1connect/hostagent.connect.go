@@ -64,6 +64,9 @@ const (
 	// HostAgentServiceForkSandboxProcedure is the fully-qualified name of the HostAgentService's
 	// ForkSandbox RPC.
 	HostAgentServiceForkSandboxProcedure = "/hostagent.v1.HostAgentService/ForkSandbox"
+	// HostAgentServiceCopyCheckpointProcedure is the fully-qualified name of the HostAgentService's
+	// CopyCheckpoint RPC.
+	HostAgentServiceCopyCheckpointProcedure = "/hostagent.v1.HostAgentService/CopyCheckpoint"
 	// HostAgentServiceCreateCheckpointProcedure is the fully-qualified name of the HostAgentService's
 	// CreateCheckpoint RPC.
 	HostAgentServiceCreateCheckpointProcedure = "/hostagent.v1.HostAgentService/CreateCheckpoint"
@@ -198,6 +201,10 @@ type HostAgentServiceClient interface {
 	// same moment. The sandbox continues as it was. The answer has a result for each
 	// id; nothing is left of a copy that failed.
 	ForkSandbox(context.Context, *v1.ForkSandboxRequest) (*v1.ForkSandboxResponse, error)
+	// CopyCheckpoint makes a running sandbox, as CreateSandbox, from a stored checkpoint of
+	// another one, which this host need not have. not_found and failed_precondition as of
+	// FetchSandbox.
+	CopyCheckpoint(context.Context, *v1.CopyCheckpointRequest) (*v1.CopyCheckpointResponse, error)
 	// CreateCheckpoint saves the present state of a running sandbox, which
 	// continues. An existing checkpoint of the same id is the answer.
 	CreateCheckpoint(context.Context, *v1.CreateCheckpointRequest) (*v1.CreateCheckpointResponse, error)
@@ -353,6 +360,12 @@ func NewHostAgentServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			httpClient,
 			baseURL+HostAgentServiceForkSandboxProcedure,
 			connect.WithSchema(hostAgentServiceMethods.ByName("ForkSandbox")),
+			connect.WithClientOptions(opts...),
+		),
+		copyCheckpoint: connect.NewClient[v1.CopyCheckpointRequest, v1.CopyCheckpointResponse](
+			httpClient,
+			baseURL+HostAgentServiceCopyCheckpointProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("CopyCheckpoint")),
 			connect.WithClientOptions(opts...),
 		),
 		createCheckpoint: connect.NewClient[v1.CreateCheckpointRequest, v1.CreateCheckpointResponse](
@@ -562,6 +575,7 @@ type hostAgentServiceClient struct {
 	listSandboxes       *connect.Client[v1.ListSandboxesRequest, v1.ListSandboxesResponse]
 	watchSandboxes      *connect.Client[v1.WatchSandboxesRequest, v1.WatchSandboxesResponse]
 	forkSandbox         *connect.Client[v1.ForkSandboxRequest, v1.ForkSandboxResponse]
+	copyCheckpoint      *connect.Client[v1.CopyCheckpointRequest, v1.CopyCheckpointResponse]
 	createCheckpoint    *connect.Client[v1.CreateCheckpointRequest, v1.CreateCheckpointResponse]
 	listCheckpoints     *connect.Client[v1.ListCheckpointsRequest, v1.ListCheckpointsResponse]
 	restoreCheckpoint   *connect.Client[v1.RestoreCheckpointRequest, v1.RestoreCheckpointResponse]
@@ -672,6 +686,15 @@ func (c *hostAgentServiceClient) WatchSandboxes(ctx context.Context, req *v1.Wat
 // ForkSandbox calls hostagent.v1.HostAgentService.ForkSandbox.
 func (c *hostAgentServiceClient) ForkSandbox(ctx context.Context, req *v1.ForkSandboxRequest) (*v1.ForkSandboxResponse, error) {
 	response, err := c.forkSandbox.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CopyCheckpoint calls hostagent.v1.HostAgentService.CopyCheckpoint.
+func (c *hostAgentServiceClient) CopyCheckpoint(ctx context.Context, req *v1.CopyCheckpointRequest) (*v1.CopyCheckpointResponse, error) {
+	response, err := c.copyCheckpoint.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -971,6 +994,10 @@ type HostAgentServiceHandler interface {
 	// same moment. The sandbox continues as it was. The answer has a result for each
 	// id; nothing is left of a copy that failed.
 	ForkSandbox(context.Context, *v1.ForkSandboxRequest) (*v1.ForkSandboxResponse, error)
+	// CopyCheckpoint makes a running sandbox, as CreateSandbox, from a stored checkpoint of
+	// another one, which this host need not have. not_found and failed_precondition as of
+	// FetchSandbox.
+	CopyCheckpoint(context.Context, *v1.CopyCheckpointRequest) (*v1.CopyCheckpointResponse, error)
 	// CreateCheckpoint saves the present state of a running sandbox, which
 	// continues. An existing checkpoint of the same id is the answer.
 	CreateCheckpoint(context.Context, *v1.CreateCheckpointRequest) (*v1.CreateCheckpointResponse, error)
@@ -1122,6 +1149,12 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 		HostAgentServiceForkSandboxProcedure,
 		svc.ForkSandbox,
 		connect.WithSchema(hostAgentServiceMethods.ByName("ForkSandbox")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceCopyCheckpointHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceCopyCheckpointProcedure,
+		svc.CopyCheckpoint,
+		connect.WithSchema(hostAgentServiceMethods.ByName("CopyCheckpoint")),
 		connect.WithHandlerOptions(opts...),
 	)
 	hostAgentServiceCreateCheckpointHandler := connect.NewUnaryHandlerSimple(
@@ -1338,6 +1371,8 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 			hostAgentServiceWatchSandboxesHandler.ServeHTTP(w, r)
 		case HostAgentServiceForkSandboxProcedure:
 			hostAgentServiceForkSandboxHandler.ServeHTTP(w, r)
+		case HostAgentServiceCopyCheckpointProcedure:
+			hostAgentServiceCopyCheckpointHandler.ServeHTTP(w, r)
 		case HostAgentServiceCreateCheckpointProcedure:
 			hostAgentServiceCreateCheckpointHandler.ServeHTTP(w, r)
 		case HostAgentServiceListCheckpointsProcedure:
@@ -1449,6 +1484,10 @@ func (UnimplementedHostAgentServiceHandler) WatchSandboxes(context.Context, *v1.
 
 func (UnimplementedHostAgentServiceHandler) ForkSandbox(context.Context, *v1.ForkSandboxRequest) (*v1.ForkSandboxResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ForkSandbox is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) CopyCheckpoint(context.Context, *v1.CopyCheckpointRequest) (*v1.CopyCheckpointResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.CopyCheckpoint is not implemented"))
 }
 
 func (UnimplementedHostAgentServiceHandler) CreateCheckpoint(context.Context, *v1.CreateCheckpointRequest) (*v1.CreateCheckpointResponse, error) {
