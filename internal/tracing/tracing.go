@@ -49,7 +49,7 @@ func Child(ctx context.Context, name string, attributes ...attribute.KeyValue) t
 
 // Transport makes spans of HTTP requests below the spans of their contexts, until the
 // beginning of the answer. Their names are name and the path, which must have no values of users.
-// The other side learns nothing of them.
+// The other side learns nothing of them, and what it answers is not in them.
 type Transport struct {
 	http.RoundTripper
 
@@ -65,8 +65,6 @@ func (t Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	if err != nil {
 		span.SetStatus(codes.Error, "")
-	} else {
-		span.SetAttributes(attribute.Int("http.response.status_code", resp.StatusCode))
 	}
 	span.End()
 	return resp, err
