@@ -106,6 +106,13 @@ func (l *latencies) both(kind string) string {
 	return fmt.Sprintf("%s %s", ms(median(l.took[kind])), ms(quantile(l.took[kind], 0.99)))
 }
 
+// quantile returns the q-quantile of a kind, in seconds.
+func (l *latencies) quantile(kind string, q float64) float64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return quantile(l.took[kind], q)
+}
+
 // ask runs the clients, each with its own connection, until the time is up.
 func (s *stack) ask(ctx context.Context, b *bench, ids []string, l *latencies) error {
 	ctx, cancel := context.WithTimeout(ctx, b.lasts)

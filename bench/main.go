@@ -77,6 +77,8 @@ var benchmarks = []benchmark{
 	{"idle", idle},
 	{"density", density},
 	{"load", load},
+	{"neighbors", neighbors},
+	{"byname", byName},
 	{"fleet", fleet},
 	{"gateway", gatewayRequests},
 	{"bodies", gatewayTransfers},

@@ -30,14 +30,15 @@ type hostile struct {
 	id       string // of the hostile guest
 	neighbor *client.Client
 	beside   string // the id of the neighbor's sandbox
+	world    *world
 	trap     *trap
 }
 
-// TestHostileGuest lets a guest attack the host and its network, use up all it has, and
-// answer in envd's place. A neighbor works, the host's memory stays bounded, the guest
-// can be deleted, and nothing is left.
+// TestHostileGuest lets a guest attack the host and its network, go past its egress proxy,
+// trick resolvers, use up all it has, and answer in envd's place. A neighbor works, the
+// host's memory stays bounded, the guest can be deleted in the midst of it, and nothing is left.
 func TestHostileGuest(t *testing.T) {
-	h := &hostile{stack: newStack(t, "whost", "10.232.0.0/16"), trap: setTrap(t)}
+	h := &hostile{stack: newStack(t, "whost", "10.232.0.0/16"), world: newWorld(t), trap: setTrap(t)}
 	out, err := h.command(t, "key", "neighbor", "test").Output()
 	testkit.Must(t, err)
 	h.neighbor, err = client.New(client.Config{URL: h.url, Key: strings.TrimSpace(string(out))})
@@ -47,7 +48,9 @@ func TestHostileGuest(t *testing.T) {
 	testkit.Must(t, err)
 	h.beside = sb.ID
 
+	t.Run("egress proxy", h.testEgressProxy)
 	t.Run("closed addresses", h.testClosed)
+	t.Run("names", h.testDNS)
 	t.Run("floods", h.testFloods)
 	t.Run("in place of envd", h.testInPlaceOfEnvd)
 	h.checkMemory(t)
@@ -113,14 +116,7 @@ flood 'bomb() { bomb | bomb & }; bomb; sleep 1000'`)
 
 // testInPlaceOfEnvd calls all kinds of operations on a guest whose envd is hostile.
 func (h *hostile) testInPlaceOfEnvd(t *testing.T) {
-	path := h.put(t, "hostile_envd.py")
-	h.attack(t, fmt.Sprintf("setsid python3 %s http://127.0.0.1:%d/ >/root/log 2>&1 </dev/null &", path, h.trap.port))
-	testkit.WaitUntil(t, "envd is replaced", func() bool {
-		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-		defer cancel()
-		_, err := h.api.Exec(ctx, h.id, client.Command{Cmd: "true"})
-		return err != nil
-	})
+	h.replaceEnvd(t, fmt.Sprintf("http://127.0.0.1:%d/", h.trap.port))
 	const kinds = 14 // of answers, which the program gives in turn
 	for n := range 2 * kinds {
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
@@ -136,6 +132,19 @@ func (h *hostile) testInPlaceOfEnvd(t *testing.T) {
 	h.works(t)
 	h.trap.check(t) // no redirect was followed
 	testkit.Must(t, h.api.DeleteSandbox(t.Context(), h.id))
+}
+
+// replaceEnvd has a program answer in envd's place, with these arguments.
+func (h *hostile) replaceEnvd(t *testing.T, arguments string) {
+	t.Helper()
+	path := h.put(t, "hostile_envd.py")
+	h.attack(t, fmt.Sprintf("setsid python3 %s %s >/root/log 2>&1 </dev/null &", path, arguments))
+	testkit.WaitUntil(t, "envd is replaced", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		_, err := h.api.Exec(ctx, h.id, client.Command{Cmd: "true"})
+		return err != nil
+	})
 }
 
 // call runs the nth operation.

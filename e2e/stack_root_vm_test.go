@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"wrenn.dev/client"
+	"wrenn.dev/internal/controlplane/vault"
 	"wrenn.dev/internal/host"
 	"wrenn.dev/internal/pgserver"
 	"wrenn.dev/internal/testkit"
@@ -80,8 +81,12 @@ func (s *stack) configure(t *testing.T) {
 	}
 	address := l.Addr().String()
 	l.Close()
-	text := fmt.Sprintf("listen = %q\nmetrics_listen = \"\"\n[log]\nlevel = \"debug\"\n[database]\nurl = %q\n[[host]]\nid = \"h1\"\nurl = %q\n",
-		address, s.database.URL("wrenn"), "unix://"+filepath.Join(s.agent.dir, "run", "agent.sock"))
+	secrets := filepath.Join(s.agent.dir, "secrets.key")
+	if err := vault.Create(secrets); err != nil {
+		t.Fatal(err)
+	}
+	text := fmt.Sprintf("listen = %q\nmetrics_listen = \"\"\n[log]\nlevel = \"debug\"\n[database]\nurl = %q\n[secrets]\nkey_files = [%q]\n[[host]]\nid = \"h1\"\nurl = %q\n",
+		address, s.database.URL("wrenn"), secrets, "unix://"+filepath.Join(s.agent.dir, "run", "agent.sock"))
 	if err := os.WriteFile(s.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

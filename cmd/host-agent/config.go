@@ -28,6 +28,7 @@ import (
 	"wrenn.dev/internal/objects"
 	"wrenn.dev/internal/telemetry"
 	"wrenn.dev/internal/tracing"
+	"wrenn.dev/internal/vm"
 	"wrenn.dev/internal/vm/qemu"
 )
 
@@ -115,6 +116,8 @@ type networkConfig struct {
 	Connections int `toml:"connections"`
 	// MbitPerSecond that one sandbox may send and receive, each. Default 0, no bound.
 	MbitPerSecond int `toml:"mbit_per_second"`
+	// PacketsPerSecond that one sandbox may send and receive, each. Default 0, no bound.
+	PacketsPerSecond int `toml:"packets_per_second"`
 }
 
 // defaultSlots returns how many network slots a host with that limit of memory can
@@ -132,6 +135,9 @@ type limitsConfig struct {
 	MemoryMB   int `toml:"memory_mb"`    // of all machines and their VMMs; default what this machine has, less its own part; -1 is no limit
 	DiskFreeMB int `toml:"disk_free_mb"` // must be free for a new sandbox; default 1024; -1 is no limit
 	DisksMB    int `toml:"disks_mb"`     // of the disks of all sandboxes, full or not; default 0, no limit: disks take what is written on them
+
+	DiskMBPerSecond         int `toml:"disk_mb_per_second"`         // that one sandbox may read and write of its disk, together; default 0, no bound
+	DiskOperationsPerSecond int `toml:"disk_operations_per_second"` // the same of reads and writes; default 0, no bound
 }
 
 // warmConfig is the size of sandboxes that are restored instead of booted.
@@ -247,7 +253,7 @@ func (c *config) Check(problems *configfile.Problems) {
 	}
 	for name, n := range map[string]int{
 		"limits.sandboxes": c.Limits.Sandboxes, "limits.memory_mb": c.Limits.MemoryMB + 1, "limits.disk_free_mb": c.Limits.DiskFreeMB + 1, // -1 is no limit
-		"memory_limit_mb": c.MemoryLimitMB, "store.mbit_per_second": c.Store.Mbit,
+		"memory_limit_mb": c.MemoryLimitMB, "limits.disk_mb_per_second": c.Limits.DiskMBPerSecond, "limits.disk_operations_per_second": c.Limits.DiskOperationsPerSecond, "store.mbit_per_second": c.Store.Mbit,
 		"warm.vcpus": c.Warm.VCPUs, "warm.memory_mb": c.Warm.MemoryMB,
 	} {
 		if n < 0 {
@@ -279,7 +285,7 @@ func (c *config) listen() server.Listen {
 
 func (c *config) network() network.Config {
 	n := c.Network
-	return network.Config{Prefix: n.Prefix, Range: n.Range, Ready: n.Ready, Max: n.Max, Closed: n.Closed, Connections: n.Connections, MbitPerSecond: n.MbitPerSecond, Resolvers: n.resolvers()}
+	return network.Config{Prefix: n.Prefix, Range: n.Range, Ready: n.Ready, Max: n.Max, Closed: n.Closed, Connections: n.Connections, MbitPerSecond: n.MbitPerSecond, PacketsPerSecond: n.PacketsPerSecond, Resolvers: n.resolvers()}
 }
 
 // resolvers returns the DNS servers with their port.
@@ -308,6 +314,7 @@ func (c *config) host(out io.Writer, log *slog.Logger) host.Config {
 		Network: c.network(),
 		Limits: sandbox.Limits{
 			Sandboxes: c.Limits.Sandboxes, MemoryMiB: max(0, c.Limits.MemoryMB), DiskFreeMiB: max(0, c.Limits.DiskFreeMB), DisksMiB: max(0, c.Limits.DisksMB),
+			DiskRate: vm.DiskRate{BytesPerSecond: int64(c.Limits.DiskMBPerSecond) * 1_000_000, OperationsPerSecond: int64(c.Limits.DiskOperationsPerSecond)},
 		},
 		Pool:       c.Ready.Machines,
 		Registries: c.Templates.Registries,

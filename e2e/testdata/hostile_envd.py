@@ -2,6 +2,9 @@
 
 It moves the guest's network interface into a namespace where envd is not, and
 listens there at envd's port. Its argument is a URL of the host, to redirect to.
+
+With an address and "hang" it is healthy and refuses all, but never answers a question to stop
+the guest's processes, and sends a datagram to port 9 of the address when that comes.
 """
 
 import gzip
@@ -22,6 +25,7 @@ def move():
         f"ip -n hostile address add {ADDRESS}/30 dev eth0",
         "ip -n hostile link set lo up",
         "ip -n hostile link set eth0 up",
+        "ip -n hostile route add default via 169.254.0.22",
     ):
         subprocess.run(command.split(), check=True)
 
@@ -75,13 +79,29 @@ def answer(conn, parts):
 def main():
     move()
     # The namespace is entered by a second process: this Python has no setns.
-    subprocess.run(["ip", "netns", "exec", "hostile", sys.executable, __file__, sys.argv[1], "serve"], check=True)
+    subprocess.run(["ip", "netns", "exec", "hostile", sys.executable, __file__, *sys.argv[1:], "serve"], check=True)
+
+
+def hang(conn):
+    request = conn.recv(65536)
+    if not request.startswith(b"POST /freeze "):
+        status = b"204 Well" if request.startswith(b"GET /health ") else b"404 No"
+        conn.sendall(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        conn.close()
+        return
+    signal = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    while True:  # one may be lost
+        signal.sendto(b"asked", (sys.argv[1], 9))
+        time.sleep(1)
 
 
 def serve():
     server = socket.create_server((ADDRESS, 49983), backlog=100)
     for make in itertools.cycle(ANSWERS):
         conn, _ = server.accept()
+        if "hang" in sys.argv:
+            threading.Thread(target=hang, args=(conn,), daemon=True).start()
+            continue
         threading.Thread(target=answer, args=(conn, make()), daemon=True).start()
 
 

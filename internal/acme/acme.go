@@ -26,7 +26,7 @@ import (
 
 // Config says how to get certificates. The zero value gets none.
 type Config struct {
-	// DNS is how the record is set: cloudflare or rfc2136; "" is no certificate.
+	// DNS is how the record is set: cloudflare, rfc2136 or exec; "" is no certificate.
 	DNS string `toml:"dns,omitempty"`
 	// State is the directory for the account, the keys and the certificates. Several
 	// control planes may share it.
@@ -43,6 +43,7 @@ type Config struct {
 	Resolvers  []string   `toml:"resolvers,omitempty"`
 	Cloudflare Cloudflare `toml:"cloudflare,omitempty"`
 	RFC2136    RFC2136    `toml:"rfc2136,omitempty"`
+	Exec       Exec       `toml:"exec,omitempty"`
 }
 
 // Cloudflare is an account there.
@@ -62,6 +63,9 @@ type RFC2136 struct {
 const (
 	cloudflareDNS = "cloudflare"
 	rfc2136DNS    = "rfc2136"
+	execDNS       = "exec"
+
+	providers = cloudflareDNS + ", " + rfc2136DNS + " or " + execDNS
 )
 
 // Enabled reports whether certificates are to be had.
@@ -73,7 +77,7 @@ func (c *Config) Complete(func(string) string) error { return nil }
 // Check implements config.Configuration.
 func (c *Config) Check(problems *config.Problems) {
 	if !c.Enabled() {
-		problems.Addf("dns: set it to %s or %s", cloudflareDNS, rfc2136DNS)
+		problems.Addf("dns: set it to %s", providers)
 		return
 	}
 	if c.State == "" {
@@ -101,8 +105,10 @@ func (c *Config) provider() (certmagic.DNSProvider, error) {
 			algorithm = "hmac-sha256"
 		}
 		return &rfc2136.Provider{Server: c.RFC2136.Server, KeyName: c.RFC2136.KeyName, KeyAlg: algorithm, Key: key}, err
+	case execDNS:
+		return c.Exec.check()
 	default:
-		return nil, wrenn.Errorf(wrenn.Invalid, "dns %q: use %s or %s", c.DNS, cloudflareDNS, rfc2136DNS)
+		return nil, wrenn.Errorf(wrenn.Invalid, "dns %q: use %s", c.DNS, providers)
 	}
 }
 

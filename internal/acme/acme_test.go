@@ -43,6 +43,19 @@ type zone struct {
 	updates int
 	refused int
 	refuse  bool
+
+	file string // has further records, a name and a text in each line; "" has none
+}
+
+// fromFile returns the TXT records of the name that are in the file.
+func (z *zone) fromFile(name string) (found []dns.RR) {
+	text, _ := os.ReadFile(z.file) // there may be none
+	for line := range strings.Lines(string(text)) {
+		if of, value, _ := strings.Cut(strings.TrimSpace(line), " "); strings.EqualFold(of, name) {
+			found = append(found, &dns.TXT{Hdr: dns.RR_Header{Name: name, Rrtype: dns.TypeTXT, Class: dns.ClassINET}, Txt: []string{value}})
+		}
+	}
+	return found
 }
 
 func newZone(t *testing.T) *zone {
@@ -98,7 +111,7 @@ func (z *zone) ServeDNS(w dns.ResponseWriter, m *dns.Msg) {
 		soa, _ := dns.NewRR("example.com. 1 IN SOA ns.example.com. root.example.com. 1 1 1 1 1")
 		answer.Answer = append(answer.Answer, soa)
 	case q.Qtype == dns.TypeTXT:
-		answer.Answer = z.records[strings.ToLower(q.Name)]
+		answer.Answer = append(z.fromFile(q.Name), z.records[strings.ToLower(q.Name)]...)
 	}
 	_ = w.WriteMsg(answer) // the client may have left
 }
@@ -217,6 +230,31 @@ func TestCertificate(t *testing.T) {
 	testkit.WaitNoError(t, "the certificate is loaded", func() error { return hello(address, trust) })
 }
 
+// TestExec: the record is set and removed by a program.
+func TestExec(t *testing.T) {
+	z := newZone(t)
+	dir := t.TempDir()
+	z.file = filepath.Join(dir, "records")
+	program := write(t, "hook", `#!/bin/sh
+case $1 in
+set) echo "$2 $3" >>`+z.file+` ;;
+remove) grep -vxF "$2 $3" `+z.file+` >`+z.file+`.new; mv `+z.file+`.new `+z.file+`; echo "$2" >>`+z.file+`.removed ;;
+esac
+`)
+	testkit.Must(t, os.Chmod(program, 0o700))
+	directory, file, trust := authority(t, z, 0)
+	cfg := with(t, z, directory, file)
+	cfg.DNS, cfg.Exec = "exec", acme.Exec{Program: program}
+	address, stop := run(t, cfg)
+	testkit.WaitNoError(t, "there is a certificate", func() error { return hello(address, trust) })
+	stop()
+	removed, err := os.ReadFile(z.file + ".removed")
+	testkit.Must(t, err)
+	if left, err := os.ReadFile(z.file); err != nil || len(left) > 0 || !strings.HasPrefix(string(removed), "_acme-challenge."+domain+".") {
+		t.Errorf("left: %q, %v; removed: %q", left, err, removed)
+	}
+}
+
 // TestNoQuestions: without an address of email nothing is asked on the terminal, where
 // certmagic would wait for the answer.
 func TestNoQuestions(t *testing.T) {
@@ -275,11 +313,13 @@ func TestWithoutAnAuthority(t *testing.T) {
 func TestOpenNamesTheProblem(t *testing.T) {
 	empty := write(t, "empty", "\n")
 	for want, cfg := range map[string]acme.Config{
-		`dns "godaddy": use cloudflare or rfc2136`:   {DNS: "godaddy"},
-		"cloudflare.token_file: set it":              {DNS: "cloudflare"},
-		"is empty":                                   {DNS: "cloudflare", Cloudflare: acme.Cloudflare{TokenFile: empty}},
-		"rfc2136: set server, key_name and key_file": {DNS: "rfc2136"},
-		"has no certificate in PEM":                  {DNS: "cloudflare", Cloudflare: acme.Cloudflare{TokenFile: write(t, "token", "x")}, CA: empty},
+		`dns "godaddy": use cloudflare, rfc2136 or exec`: {DNS: "godaddy"},
+		"exec.program: set it to the path":               {DNS: "exec", Exec: acme.Exec{Program: "hook"}},
+		"make it executable":                             {DNS: "exec", Exec: acme.Exec{Program: empty}},
+		"cloudflare.token_file: set it":                  {DNS: "cloudflare"},
+		"is empty":                                       {DNS: "cloudflare", Cloudflare: acme.Cloudflare{TokenFile: empty}},
+		"rfc2136: set server, key_name and key_file":     {DNS: "rfc2136"},
+		"has no certificate in PEM":                      {DNS: "cloudflare", Cloudflare: acme.Cloudflare{TokenFile: write(t, "token", "x")}, CA: empty},
 	} {
 		if _, err := acme.Open(cfg, domain, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %s", err, want)

@@ -41,7 +41,7 @@ func TestLoadRefuses(t *testing.T) {
 		"domain without a certificate":     {database + "[domain]\nname = \"a.test\"\nlisten = \":443\"", "*.a.test"},
 		"domain with ACME and no secret":   {database + "[domain]\nname = \"a.test\"\nlisten = \":443\"\n[domain.acme]\nstate = \"/x\"\ndns = \"cloudflare\"", "cloudflare.token_file"},
 		"domain with ACME and no listener": {database + "[domain]\nname = \"a.test\"\n[domain.acme]\nstate = \"/x\"\ndns = \"cloudflare\"", "it needs listen"},
-		"domain with ACME of an unknown provider":         {database + "[domain]\nname = \"a.test\"\nlisten = \":443\"\n[domain.acme]\nstate = \"/x\"\ndns = \"x\"", "use cloudflare or rfc2136"},
+		"domain with ACME of an unknown provider":         {database + "[domain]\nname = \"a.test\"\nlisten = \":443\"\n[domain.acme]\nstate = \"/x\"\ndns = \"x\"", "use cloudflare, rfc2136 or exec"},
 		"domain with a certificate and nowhere to use it": {database + "[domain]\nname = \"a.test\"\nkey = \"/x\"\ncertificate = \"/x\"", "/x"},
 		"id of a host":      {database + "[[host]]\nid = \"A\"\nurl = \"unix:///x\"", "id"},
 		"two hosts alike":   {database + strings.Repeat("[[host]]\nid = \"a\"\nurl = \"unix:///x\"\n", 2), "same id"},

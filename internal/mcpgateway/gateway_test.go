@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	os.Exit(m.Run())
+	m.Run() // its result is the exit code
 }
 
 func serveStdio(prefix string) {
@@ -54,8 +54,7 @@ func serveStdio(prefix string) {
 		return &mcp.CallToolResult{Content: []mcp.Content{&mcp.TextContent{Text: prefix + " " + in.Text}}}, nil, nil
 	})
 	mcp.AddTool(s, &mcp.Tool{Name: "end-" + prefix}, func(context.Context, *mcp.CallToolRequest, struct{}) (*mcp.CallToolResult, any, error) {
-		os.Exit(3)
-		return nil, nil, nil
+		return nil, nil, syscall.Kill(os.Getpid(), syscall.SIGKILL)
 	})
 	s.AddPrompt(&mcp.Prompt{Name: "greet-" + prefix}, func(context.Context, *mcp.GetPromptRequest) (*mcp.GetPromptResult, error) {
 		return &mcp.GetPromptResult{Description: "from " + prefix}, nil

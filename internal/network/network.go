@@ -74,6 +74,9 @@ type Config struct {
 	// MbitPerSecond bounds what one guest sends to, and what it receives from, outside of
 	// its host, each; default 0, no bound.
 	MbitPerSecond int
+	// PacketsPerSecond bounds the packets that one guest sends and those that it is sent from
+	// outside, each; as many may come at once. Those that exceed it are dropped. Zero is no bound.
+	PacketsPerSecond int
 	// Closed are IPv4 networks that no guest may reach, besides those that are
 	// always closed.
 	Closed []netip.Prefix
@@ -123,6 +126,8 @@ func (c Config) check() error {
 		return wrenn.Errorf(wrenn.Invalid, "%d ready network slots: use 0 to %d", c.Ready, c.Max)
 	case c.MbitPerSecond < 0 || c.MbitPerSecond > maxMbit:
 		return wrenn.Errorf(wrenn.Invalid, "%d Mbit/s for a guest: use 1 to %d, or 0 for no bound", c.MbitPerSecond, maxMbit)
+	case c.PacketsPerSecond != 0 && (c.PacketsPerSecond < minPackets || c.PacketsPerSecond > maxPackets):
+		return wrenn.Errorf(wrenn.Invalid, "%d packets a second for a guest: use %d to %d, or 0 for no bound", c.PacketsPerSecond, minPackets, maxPackets)
 	case c.Connections < 0:
 		return wrenn.Errorf(wrenn.Invalid, "%d connections a network slot: use 1 or more", c.Connections)
 	}

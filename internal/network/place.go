@@ -224,6 +224,7 @@ func (m *maker) writeChains(t table, closed *nftables.Set, policyOut, policyIn *
 	toHost := linkIs(expr.MetaKeyOIFNAME, uplink)
 
 	pre := t.base("prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, nftables.ChainPolicyAccept)
+	m.writePacketRate(t, pre)
 	t.rule(pre, "not IPv4", fromGuest, notIPv4(), drop())
 	t.rule(pre, "spoofed MAC", fromGuest, etherSource(expr.CmpOpNeq, mac(GuestMAC)), drop())
 	t.rule(pre, "spoofed address", fromGuest, ipSourceIs(expr.CmpOpNeq, netip.MustParseAddr(GuestAddress)), drop())

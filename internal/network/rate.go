@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -13,6 +15,10 @@ import (
 // maxMbit fits the 32 bits that the kernel has for the rate in bytes.
 const maxMbit = 30_000
 
+// The bounds of Config.PacketsPerSecond. With fewer the calls of a sandbox's API, whose
+// packets count, would fail.
+const minPackets, maxPackets = 100, 10_000_000
+
 const (
 	// burstDivisor is the part of a second whose bytes may be sent at once, and queueDivisor
 	// that whose bytes may wait: more are dropped, from which senders learn the rate.
@@ -20,6 +26,18 @@ const (
 	// leastBurst fits a packet that the kernel has merged of many.
 	leastBurst = 128 << 10
 )
+
+// writePacketRate adds the rules that drop what exceeds the rate of packets, before the kernel
+// does anything else with them.
+func (m *maker) writePacketRate(t table, pre *nftables.Chain) {
+	n := uint64(m.cfg.PacketsPerSecond)
+	if n == 0 {
+		return
+	}
+	for _, link := range []string{TAP, uplink} {
+		t.rule(pre, "too many packets", linkIs(expr.MetaKeyIIFNAME, link), faster(n, uint32(n)), drop())
+	}
+}
 
 // setRate bounds the rate at both ends of the veth pair, each of which sends in one
 // direction, or removes the bound of an earlier configuration.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"wrenn.dev"
 	"wrenn.dev/internal/testkit"
 )
 
@@ -26,6 +27,31 @@ func bucket(t *testing.T, nl *netlink.Handle, name string) *netlink.Tbf {
 		}
 	}
 	return nil
+}
+
+// TestPacketsAreBounded: a guest that sends more packets than its rate loses some, and so
+// does one that is sent more; others arrive.
+func TestPacketsAreBounded(t *testing.T) {
+	l := newLab(t)
+	serve(t, l.world, 80)
+	pool := l.open(t, func(c *Config) { c.PacketsPerSecond = minPackets })
+	s := acquire(t, pool, "a")
+	g := newGuest(t, s)
+	conn, err := dial(t.Context(), g.path, "udp4", worldPublic+":80")
+	testkit.Must(t, err)
+	defer conn.Close()
+	echo(t, conn)
+	testkit.WaitNoError(t, "packets beyond the rate are dropped", func() error {
+		for range 1000 {
+			_, _ = conn.Write([]byte("x")) // as below
+		}
+		if counted(t, s.Namespace(), slotTable, "too many packets") == 0 {
+			return errNoDrops
+		}
+		return nil
+	})
+	echo(t, conn)
+	testkit.WantCode(t, Config{PacketsPerSecond: 1}.Check(), wrenn.Invalid, "packets a second")
 }
 
 // TestRateIsBounded: a guest that sends more than its rate loses packets, and so does

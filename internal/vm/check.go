@@ -47,6 +47,9 @@ func (s Spec) Check(boots bool) error {
 		if disk.Path == "" {
 			return wrenn.Errorf(wrenn.Invalid, "a disk needs a file")
 		}
+		if disk.Rate.BytesPerSecond < 0 || disk.Rate.OperationsPerSecond < 0 {
+			return wrenn.Errorf(wrenn.Invalid, "the rate of a disk is negative")
+		}
 	}
 	return nil
 }

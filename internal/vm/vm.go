@@ -176,6 +176,16 @@ type Disk struct {
 	// MaxBytes is how large the file may become, see ResizeDisk; it may always be as
 	// large as it is at the start. A VMM cannot make it larger.
 	MaxBytes int64
+	// Rate bounds what the guest reads and writes. It is the machine's own: a machine that
+	// is restored has that of its Spec, whatever the snapshot's had.
+	Rate DiskRate
+}
+
+// DiskRate bounds the reads and writes of a disk, taken together. Zero is no bound. The
+// guest waits for what exceeds it; about as much as in a second may come at once.
+type DiskRate struct {
+	BytesPerSecond      int64
+	OperationsPerSecond int64
 }
 
 // NIC is the machine's one network interface, eth0 in the guest.

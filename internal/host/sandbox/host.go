@@ -129,7 +129,7 @@ func (h *host) open(cfg Config) (err error) {
 	h.reserve = durable.NewReserve(filepath.Join(cfg.StateDir, "reserve"))
 	h.instances = instance.Host{
 		Driver: cfg.Driver, Slots: cfg.Slots, Dir: h.machinesDir(), FirstUID: cfg.FirstUID, ReadyTimeout: cfg.ReadyTimeout,
-		FreezeTimeout: cfg.FreezeTimeout, Log: cfg.Log,
+		FreezeTimeout: cfg.FreezeTimeout, DiskRate: cfg.Limits.DiskRate, Log: cfg.Log,
 		Volumes: cfg.Volumes,
 	}
 	h.registry = registry{limits: cfg.Limits, store: cfg.Store, sandboxes: map[wrenn.SandboxID]*Sandbox{}}

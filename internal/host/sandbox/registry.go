@@ -9,6 +9,7 @@ import (
 
 	"wrenn.dev"
 	"wrenn.dev/internal/storage"
+	"wrenn.dev/internal/vm"
 )
 
 // Limits bound what the sandboxes of a host may use together. Zero is no limit.
@@ -21,6 +22,9 @@ type Limits struct {
 	// disks are clones that grow as they are written.
 	DiskFreeMiB int
 	DisksMiB    int // of their disks, as they are promised
+	// DiskRate bounds the reads and writes of each sandbox. A sandbox that runs keeps the
+	// rate that it was started or resumed with.
+	DiskRate vm.DiskRate
 }
 
 // registry has the sandboxes of a host by their ids, and decides whether there is

@@ -341,7 +341,7 @@ func TestCopyOfAStoredCheckpoint(t *testing.T) {
 	must(t, a.mark(t.Context(), sb, 'y'))
 	var stored wrenn.Stored
 	testkit.WaitUntil(t, "the checkpoint is stored", func() bool {
-		list, _ := sb.Checkpoints()
+		list := sb.Checkpoints().List
 		stored = list[0].Stored
 		return stored.Key != ""
 	})
@@ -360,7 +360,7 @@ func TestCopyOfAStoredCheckpoint(t *testing.T) {
 		destroyLater(t, got)
 		wantAlive(t, got)
 		b.wantMark(t, got, 'x')
-		if list, _ := got.Checkpoints(); got.ID() != id || got.Info().Size != small || len(list) != 0 {
+		if list := got.Checkpoints().List; got.ID() != id || got.Info().Size != small || len(list) != 0 {
 			t.Errorf("%+v, checkpoints %v", got.Info(), list)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"strings"
 	"sync"
@@ -127,19 +128,32 @@ func wantEcho(t *testing.T, conn net.Conn, text string) {
 	}
 }
 
-// What waits for a guest is bounded: its buffer does not grow by itself.
+// What waits for a guest is bounded: its buffer does not grow by itself, also where the
+// agent ends its TLS.
 func TestGuestSendBuffer(t *testing.T) {
 	accepted := make(chan *net.TCPConn, 1)
-	s := serveWith(t, echoServer(t), 10, func(cfg *Config) {
+	noting := func(cfg *Config) {
 		original := cfg.Original
 		cfg.Original = func(conn *net.TCPConn) (netip.AddrPort, error) {
 			accepted <- conn
 			return original(conn)
 		}
-	})
+	}
+	s := serveWith(t, echoServer(t), 10, noting)
 	conn := s.connect(t, request)
 	wantEcho(t, conn, request) // so the relay works
-	raw, err := (<-accepted).SyscallConn()
+	wantSendBuffer(t, <-accepted)
+
+	l := newHeadersLab(t, target(t, false), false, noting)
+	if status, _, _ := get(t, l.http(t, false), func(*http.Request) {}); status != http.StatusOK {
+		t.Fatalf("a request with a header rule was answered by %d", status)
+	}
+	wantSendBuffer(t, <-accepted)
+}
+
+func wantSendBuffer(t *testing.T, conn *net.TCPConn) {
+	t.Helper()
+	raw, err := conn.SyscallConn()
 	testkit.Must(t, err)
 	var got int
 	var failed error

@@ -78,6 +78,7 @@ func (s *Server) pass(conn *net.TCPConn) {
 		return
 	}
 	defer s.leave(p)
+	_ = conn.SetWriteBuffer(guestSendBuffer) // the connection works without, too
 	event.Verdict = wrenn.EgressAllowed
 	s.record(event)
 	started := time.Now()
@@ -316,7 +317,6 @@ func (p *passage) relay(first []byte) (sent, received int64) {
 	if tcp := tcpOf(p.server); tcp != nil {
 		_ = tcp.SetKeepAliveConfig(keepAlive) // as above
 	}
-	_ = p.guest.SetWriteBuffer(guestSendBuffer) // the connection works without, too
 	n, err := p.server.Write(first)
 	sent = int64(n)
 	m, errAnswer := p.guest.Write(p.answer)

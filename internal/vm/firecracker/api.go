@@ -29,14 +29,25 @@ type (
 		Args   string `json:"boot_args"`
 	}
 	drive struct {
-		ID       string `json:"drive_id"`
-		Path     string `json:"path_on_host"`
-		Root     bool   `json:"is_root_device"`
-		ReadOnly bool   `json:"is_read_only"`
+		ID       string       `json:"drive_id"`
+		Path     string       `json:"path_on_host"`
+		Root     bool         `json:"is_root_device"`
+		ReadOnly bool         `json:"is_read_only"`
+		Rate     *rateLimiter `json:"rate_limiter,omitempty"`
 	}
 	driveUpdate struct {
-		ID   string `json:"drive_id"`
-		Path string `json:"path_on_host"`
+		ID   string       `json:"drive_id"`
+		Path string       `json:"path_on_host,omitempty"`
+		Rate *rateLimiter `json:"rate_limiter,omitempty"` // nil leaves it as it is
+	}
+	// rateLimiter bounds bytes and operations. In an update a bucket of size 0 is no bound.
+	rateLimiter struct {
+		Bytes      *tokenBucket `json:"bandwidth,omitempty"`
+		Operations *tokenBucket `json:"ops,omitempty"`
+	}
+	tokenBucket struct {
+		Size     int64 `json:"size"`
+		RefillMs int64 `json:"refill_time"` // to be full again
 	}
 	networkInterface struct {
 		ID  string `json:"iface_id"`

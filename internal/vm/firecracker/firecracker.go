@@ -158,6 +158,7 @@ func (d *Driver) restore(ctx context.Context, spec vm.Spec, snapshot string, clo
 	load := loadCall(capabilities{clockRealtime: clock, diffs: d.can.diffs}, made.Machine.TAP, spec.Net.TAP)
 	return d.run(ctx, m, append(steps,
 		rollback.Step{Name: "load", Do: func(ctx context.Context) error { return m.api.load(ctx, load) }},
+		rollback.Step{Name: "rates", Do: func(ctx context.Context) error { return m.setRates(ctx, spec.Disks, made.Machine.Limited) }},
 		rollback.Step{Name: "lineage", Do: func(context.Context) error { m.memory.begin(m.tracks); return nil }}))
 }
 
@@ -247,12 +248,45 @@ func configuration(spec vm.Spec) []configCall {
 	}
 	for i, disk := range spec.Disks {
 		name := diskName(i) // no root device: Firecracker would add its own root=
-		calls = append(calls, configCall{"disks", "/drives/" + name, drive{ID: name, Path: name, ReadOnly: disk.ReadOnly}})
+		calls = append(calls, configCall{"disks", "/drives/" + name, drive{ID: name, Path: name, ReadOnly: disk.ReadOnly, Rate: limiter(disk.Rate)}})
 	}
 	if spec.Net.TAP != "" {
 		calls = append(calls, configCall{"network", "/network-interfaces/" + nic, networkInterface{ID: nic, TAP: spec.Net.TAP, MAC: spec.Net.MAC}})
 	}
 	return append(calls, configCall{"entropy", "/entropy", struct{}{}})
+}
+
+// limiter returns what bounds a disk of a new machine; nil for no bound.
+func limiter(rate vm.DiskRate) *rateLimiter {
+	if rate == (vm.DiskRate{}) {
+		return nil
+	}
+	r := &rateLimiter{}
+	if rate.BytesPerSecond > 0 {
+		r.Bytes = eachSecond(rate.BytesPerSecond)
+	}
+	if rate.OperationsPerSecond > 0 {
+		r.Operations = eachSecond(rate.OperationsPerSecond)
+	}
+	return r
+}
+
+// eachSecond returns a bucket that is full again after a second.
+func eachSecond(n int64) *tokenBucket { return &tokenBucket{Size: n, RefillMs: 1000} }
+
+// setRates bounds the disks of a restored machine, whose state has the bounds of the
+// snapshot's. Where neither has any it does nothing.
+func (m *machine) setRates(ctx context.Context, disks []vm.Disk, before bool) error {
+	if !before && !m.shape.Limited {
+		return nil
+	}
+	for i, disk := range disks {
+		rate := &rateLimiter{Bytes: eachSecond(disk.Rate.BytesPerSecond), Operations: eachSecond(disk.Rate.OperationsPerSecond)}
+		if err := m.api.updateDrive(ctx, driveUpdate{ID: diskName(i), Rate: rate}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // nic is the id of the only network interface.

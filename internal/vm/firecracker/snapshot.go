@@ -50,6 +50,8 @@ type shape struct {
 	Disks     []diskShape `json:"disks"`
 	TAP       string      `json:"tap,omitempty"`
 	MAC       string      `json:"mac,omitempty"`
+	// Limited reports whether a disk has a rate, which is in the state of the devices then.
+	Limited bool `json:"limited,omitempty"`
 }
 
 type diskShape struct {
@@ -68,6 +70,7 @@ func shapeOf(spec vm.Spec) (shape, error) {
 			return shape{}, fmt.Errorf("disk: %w", err)
 		}
 		s.Disks = append(s.Disks, diskShape{info.Size(), disk.ReadOnly})
+		s.Limited = s.Limited || disk.Rate != vm.DiskRate{}
 	}
 	return s, nil
 }

@@ -199,9 +199,23 @@ func (a *assembly) giveDisks(context.Context) error {
 		}
 		a.args = append(a.args,
 			"-add-fd", fmt.Sprintf("fd=%d,set=%d", a.pass(f), i),
-			"-drive", fmt.Sprintf("id=disk%d,file=/dev/fdset/%d,format=raw,if=none%s", i, i, options))
+			"-drive", fmt.Sprintf("id=disk%d,file=/dev/fdset/%d,format=raw,if=none%s%s", i, i, options, throttling(disk.Rate)))
 	}
 	return nil
+}
+
+// throttling returns the options of a drive that bound its rate. What a guest may do at
+// once is what it may do in a second, as with Firecracker: by default QEMU allows a tenth.
+func throttling(rate vm.DiskRate) (options string) {
+	for _, limit := range []struct {
+		name      string
+		perSecond int64
+	}{{"bps", rate.BytesPerSecond}, {"iops", rate.OperationsPerSecond}} {
+		if limit.perSecond > 0 {
+			options += fmt.Sprintf(",throttling.%[1]s-total=%[2]d,throttling.%[1]s-total-max=%[2]d", limit.name, limit.perSecond)
+		}
+	}
+	return options
 }
 
 func (a *assembly) giveNetwork(context.Context) error {

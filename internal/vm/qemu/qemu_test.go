@@ -330,3 +330,15 @@ func TestNewNeedsQEMU(t *testing.T) {
 		}
 	}
 }
+
+func TestThrottling(t *testing.T) {
+	for want, rate := range map[string]vm.DiskRate{
+		"": {},
+		",throttling.bps-total=5,throttling.bps-total-max=5":                                                     {BytesPerSecond: 5},
+		",throttling.bps-total=5,throttling.bps-total-max=5,throttling.iops-total=7,throttling.iops-total-max=7": {BytesPerSecond: 5, OperationsPerSecond: 7},
+	} {
+		if got := throttling(rate); got != want {
+			t.Errorf("%+v: %q, want %q", rate, got, want)
+		}
+	}
+}

@@ -117,6 +117,7 @@ func Run(t *testing.T, h Harness) {
 	t.Run("PreparedSnapshots", s.preparedSnapshots)
 	if h.RootFS != "" { // a fake has no disk to fill
 		t.Run("SnapshotOnAFullDisk", s.fullDisk)
+		t.Run("DiskRate", s.diskRate)
 	}
 	t.Run("PowerOff", s.powerOff)
 	t.Run("Panic", s.panics)

@@ -80,7 +80,7 @@ func (i *Instance) startMachine(ctx context.Context, from Source) (err error) {
 	}
 	spec := vm.Spec{
 		ID: i.name(), Dir: i.Dir(), VCPUs: i.owner.Size.VCPUs, MemoryMiB: i.owner.Size.MemoryMiB,
-		Disks:     []vm.Disk{{Path: i.Disk(), MaxBytes: int64(max(i.owner.DiskMiB, i.owner.MaxDiskMiB)) << 20}},
+		Disks:     []vm.Disk{{Path: i.Disk(), MaxBytes: int64(max(i.owner.DiskMiB, i.owner.MaxDiskMiB)) << 20, Rate: i.host.DiskRate}},
 		Net:       vm.NIC{Namespace: i.Slot.Namespace(), TAP: i.Slot.TAP(), MAC: i.Slot.MAC()},
 		Exclusive: from.Exclusive,
 	}

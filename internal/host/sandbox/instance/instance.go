@@ -37,6 +37,7 @@ type Host struct {
 	Volumes      *volume.Store // of the sandboxes; nil when the host has none
 	// FreezeTimeout bounds the wait for a guest that freezes, apart from its memory's share.
 	FreezeTimeout time.Duration
+	DiskRate      vm.DiskRate // of each sandbox's disk
 	Log           *slog.Logger
 }
 
