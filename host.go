@@ -128,6 +128,7 @@ type ObservedSandbox struct {
 	Epoch        Epoch         // of its placement; 0 is not known
 	SupersededBy Epoch         // see PauseOptions
 	NewestStored *Checkpoint   // the newest of its checkpoints that is stored; nil for none
+	Settings     *Settings     // nil of an agent that cannot change them
 }
 
 // StoredSandbox is what a host fetches of a sandbox from the snapshot store.

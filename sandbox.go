@@ -124,6 +124,19 @@ type SandboxSpec struct {
 	CheckpointEvery time.Duration
 }
 
+// Settings are what a host follows of a sandbox's settings that can change, besides its
+// timeout and its network policy.
+type Settings struct {
+	OnTimeout       OnTimeout
+	AutoResume      bool
+	CheckpointEvery time.Duration
+}
+
+// Settings returns those of the spec.
+func (s *SandboxSpec) Settings() Settings {
+	return Settings{OnTimeout: cmp.Or(s.OnTimeout, DestroyOnTimeout), AutoResume: s.AutoResume, CheckpointEvery: s.CheckpointEvery}
+}
+
 // OnHostLoss is what becomes of a running sandbox when an operator says that its host is lost.
 type OnHostLoss string
 

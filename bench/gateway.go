@@ -28,9 +28,21 @@ const (
 	openSockets = 64              // WebSockets that are opened at once
 )
 
+// guestKind is what the web server of a measurement runs in.
+type guestKind string
+
+const (
+	// realGuest is a sandbox as users have it.
+	realGuest guestKind = "in a virtual machine"
+	// nativeGuest is a process in the network namespace behind the slot's card, see
+	// fakeHostCommand: as fast as the host, which shows what the gateway costs.
+	nativeGuest guestKind = "as fast as the host"
+)
+
+var guestKinds = []guestKind{realGuest, nativeGuest}
+
 // web is a sandbox with a web server, and two ways to reach it: by the gateway, and
-// directly from inside the slot. The machine is no virtual one, see fakeHostCommand:
-// a process in the network namespace behind the slot's card is the server.
+// directly from inside the slot.
 type web struct {
 	*stack
 	box           *client.Sandbox
@@ -40,23 +52,28 @@ type web struct {
 }
 
 // newWeb starts a stack with a web server; the caller closes it.
-func newWeb(ctx context.Context, b *bench) (_ *web, err error) {
+func newWeb(ctx context.Context, b *bench, kind guestKind) (_ *web, err error) {
 	w := &web{host: fmt.Sprintf("%s:%d", network.GuestAddress, webPort)}
-	w.stack, err = started(ctx, b, func(s *stack) ([]hostOf, error) {
-		socket, err := s.startFakeHost(ctx)
-		return []hostOf{{"here", "unix://" + socket}}, err
-	})
+	if kind == realGuest {
+		w.stack, err = newStack(ctx, b, nil)
+	} else {
+		w.stack, err = started(ctx, b, func(s *stack) ([]hostOf, error) {
+			socket, err := s.startFakeHost(ctx)
+			return []hostOf{{"here", "unix://" + socket}}, err
+		})
+	}
 	if err != nil {
 		return nil, err
 	}
-	if err := w.serve(ctx); err != nil {
+	if err := w.serve(ctx, kind); err != nil {
 		log, _ := os.ReadFile(w.agent.log) // without it the error is still useful
 		return nil, errors.Join(err, w.close(ctx), errors.New(string(log)))
 	}
 	return w, nil
 }
 
-func (w *web) serve(ctx context.Context) (err error) {
+// serve makes the sandbox and starts its server.
+func (w *web) serve(ctx context.Context, kind guestKind) (err error) {
 	if w.box, err = w.stack.box(ctx); err != nil {
 		return err
 	}
@@ -64,11 +81,47 @@ func (w *web) serve(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	name := fmt.Sprintf("%s-%d", w.net.Prefix, of.Slot.Index)
-	w.slot = netns.Path(name)
+	slot := fmt.Sprintf("%s-%d", w.net.Prefix, of.Slot.Index)
+	w.slot = netns.Path(slot)
+	w.oursURL = fmt.Sprintf("%s/p/%s/%d", w.url, w.box.ID, webPort)
+	w.ours, w.bare = keepAlive(new(net.Dialer).DialContext), keepAlive(w.dialBare)
+	if kind == realGuest {
+		return w.serveInside(ctx)
+	}
+	return w.serveBehind(ctx, netns.Path(slot+"guest"))
+}
+
+// serveInside starts this program as the server in the sandbox.
+func (w *web) serveInside(ctx context.Context) error {
+	const inside = "/usr/local/bin/bench"
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	defer self.Close()
+	if err := w.api.WriteFile(ctx, w.box.ID, inside, self, client.FileOptions{}); err != nil {
+		return err
+	}
+	if _, err := w.api.Exec(ctx, w.box.ID, client.Command{Cmd: "chmod", Args: []string{"+x", inside}}); err != nil {
+		return err
+	}
+	server, err := w.api.Start(ctx, w.box.ID, client.Command{Cmd: inside, Args: []string{guestServerCommand}}, client.StartOptions{})
+	if err != nil {
+		return err
+	}
+	defer server.Close() // the server outlives it
+	said, err := server.Receive()
+	if err == nil && string(said.Stdout) != guestServerListens {
+		err = fmt.Errorf("the server in the sandbox did not start: %s%s", said.Stdout, said.Stderr)
+	}
+	return err
+}
+
+// serveBehind starts this program as the server in the namespace of a guest that is no machine.
+func (w *web) serveBehind(ctx context.Context, namespace string) error {
 	var l net.Listener
-	err = netns.Do(netns.Path(name+"guest"), func() (err error) {
-		l, err = new(net.ListenConfig).Listen(ctx, "tcp4", fmt.Sprintf(":%d", webPort))
+	err := netns.Do(namespace, func() (err error) {
+		l, err = listenWeb(ctx)
 		return err
 	})
 	if err != nil {
@@ -80,8 +133,6 @@ func (w *web) serve(ctx context.Context) (err error) {
 		return err
 	}
 	w.undo.Add(stop)
-	w.oursURL = fmt.Sprintf("%s/p/%s/%d", w.url, w.box.ID, webPort)
-	w.ours, w.bare = keepAlive(new(net.Dialer).DialContext), keepAlive(w.dialBare)
 	return nil
 }
 
@@ -119,10 +170,24 @@ func send(ctx context.Context, c *http.Client, method, url string, body io.Reade
 	return drain(size)(resp.Body, nil)
 }
 
+// ofEachKind measures with each kind of guest.
+func ofEachKind(measure func(context.Context, *bench, guestKind) ([]row, error)) func(context.Context, *bench) ([]row, error) {
+	return func(ctx context.Context, b *bench) (all []row, err error) {
+		for _, kind := range guestKinds {
+			rows, err := measure(ctx, b, kind)
+			if err != nil {
+				return nil, fmt.Errorf("the server %s: %w", kind, err)
+			}
+			all = append(all, rows...)
+		}
+		return all, nil
+	}
+}
+
 // gatewayRequests compares small requests through the gateway with those straight to
 // the server.
-func gatewayRequests(ctx context.Context, b *bench) (_ []row, err error) {
-	w, err := newWeb(ctx, b)
+func gatewayRequests(ctx context.Context, b *bench, kind guestKind) (_ []row, err error) {
+	w, err := newWeb(ctx, b, kind)
 	if err != nil {
 		return nil, err
 	}
@@ -156,7 +221,7 @@ func gatewayRequests(ctx context.Context, b *bench) (_ []row, err error) {
 	perSecond := func(x float64) string { return fmt.Sprintf("%.0f/s", x) }
 	micro := func(i int) float64 { return 1e6 * median(watch.cpu[i]) / requests }
 	return []row{
-		{fmt.Sprintf("requests by the gateway, %d connections; bare: straight to the server", gatewayConn), perSecond(rps.ours), perSecond(rps.bare), rps.ratio, ">= 0.7"},
+		{fmt.Sprintf("requests by the gateway, %d connections, the server %s; bare: straight to it", gatewayConn, kind), perSecond(rps.ours), perSecond(rps.bare), rps.ratio, ">= 0.7"},
 		{"  p99", ms(p99.ours), ms(p99.bare), p99.ratio, "<= 1.5"},
 		{what: "  CPU time of a request: control plane, agent (with the guest's card)", ours: fmt.Sprintf("%.0f, %.0f µs", micro(0), micro(1))},
 	}, nil
@@ -190,8 +255,8 @@ func hammer(ctx context.Context, c *http.Client, url string) (sample, error) {
 }
 
 // gatewayTransfers compares the transfer of a large body in each direction.
-func gatewayTransfers(ctx context.Context, b *bench) (_ []row, err error) {
-	w, err := newWeb(ctx, b)
+func gatewayTransfers(ctx context.Context, b *bench, kind guestKind) (_ []row, err error) {
+	w, err := newWeb(ctx, b, kind)
 	if err != nil {
 		return nil, err
 	}
@@ -221,7 +286,7 @@ func gatewayTransfers(ctx context.Context, b *bench) (_ []row, err error) {
 			return nil, fmt.Errorf("%s: %w", way.name, err)
 		}
 		rows = append(rows,
-			row{fmt.Sprintf("%s of %d MiB by the gateway; bare: straight to the server", way.name, b.fileMiB), mibs(f.ours), mibs(f.bare), f.ratio, ">= 0.9"},
+			row{fmt.Sprintf("%s of %d MiB by the gateway, the server %s; bare: straight to it", way.name, b.fileMiB, kind), mibs(f.ours), mibs(f.bare), f.ratio, ">= 0.9"},
 			watch.perGiB("  CPU time of a GiB: control plane, agent (with the guest's card)", b.fileMiB),
 			watch.memory("  memory over idle: control plane, agent"))
 	}
@@ -230,7 +295,7 @@ func gatewayTransfers(ctx context.Context, b *bench) (_ []row, err error) {
 
 // gatewaySockets opens many WebSockets, leaves them idle, and uses each once again.
 func gatewaySockets(ctx context.Context, b *bench) (_ []row, err error) {
-	w, err := newWeb(ctx, b)
+	w, err := newWeb(ctx, b, nativeGuest)
 	if err != nil {
 		return nil, err
 	}

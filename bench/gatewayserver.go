@@ -16,8 +16,11 @@ import (
 )
 
 // guestServerCommand is the argument with which this program is the web server in a
-// sandbox. Its listener is the descriptor 3.
+// sandbox. Its listener is the descriptor 3 if there is one.
 const guestServerCommand = "guest-server"
+
+// guestServerListens is what the server prints when it can be reached.
+const guestServerListens = "listens\n"
 
 // smallBody is what the server answers a request for a small body with.
 var smallBody = []byte(`{"id":"0123456789abcdef","state":"running","message":"as small as many answers of an API are"}`)
@@ -25,8 +28,11 @@ var smallBody = []byte(`{"id":"0123456789abcdef","state":"running","message":"as
 func serveGuest() error {
 	l, err := net.FileListener(os.NewFile(3, "listener"))
 	if err != nil {
-		return err
+		if l, err = listenWeb(context.Background()); err != nil {
+			return err
+		}
 	}
+	fmt.Print(guestServerListens)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /small", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -51,6 +57,11 @@ func serveGuest() error {
 	})
 	mux.HandleFunc("GET /socket", echoMessages)
 	return http.Serve(l, mux) //nolint:gosec // the only client is the benchmark
+}
+
+// listenWeb listens on the server's port.
+func listenWeb(ctx context.Context) (net.Listener, error) {
+	return new(net.ListenConfig).Listen(ctx, "tcp4", fmt.Sprintf(":%d", webPort))
 }
 
 // echoMessages answers each message of a WebSocket by itself.

@@ -14,7 +14,8 @@ import (
 // State is the state of a sandbox.
 type State string
 
-// The states. Stopped and Failed are final; Sandbox.Reason says why.
+// The states. Stopped and Failed are final, but for RestoreCheckpoint of one that failed;
+// Sandbox.Reason says why.
 const (
 	Pending  State = "pending"
 	Starting State = "starting"
@@ -241,6 +242,30 @@ func (c *Client) SetTimeout(ctx context.Context, id string, d time.Duration) (*S
 	}
 	body := map[string]int64{"timeout_sec": seconds(d)}
 	return c.sandbox(ctx, request{method: http.MethodPost, path: sandboxPath(id, "/timeout"), body: body})
+}
+
+// ChangeSandbox is what changes of the settings of a sandbox. Zero values stay as they are.
+type ChangeSandbox struct {
+	OnTimeout  OnTimeout
+	AutoResume *bool
+	OnHostLoss OnHostLoss
+	// CheckpointEvery is how often a checkpoint is made by itself; 0 is never.
+	CheckpointEvery *time.Duration
+}
+
+// ChangeSandbox changes settings of a running or paused sandbox. A host that does not answer
+// follows when it does.
+func (c *Client) ChangeSandbox(ctx context.Context, id string, change ChangeSandbox) (*Sandbox, error) {
+	body := struct {
+		OnTimeout          OnTimeout  `json:"on_timeout,omitempty"`
+		AutoResume         *bool      `json:"auto_resume,omitempty"`
+		OnHostLoss         OnHostLoss `json:"on_host_loss,omitempty"`
+		CheckpointEverySec *int64     `json:"checkpoint_every_sec,omitempty"`
+	}{OnTimeout: change.OnTimeout, AutoResume: change.AutoResume, OnHostLoss: change.OnHostLoss}
+	if change.CheckpointEvery != nil {
+		body.CheckpointEverySec = new(seconds(*change.CheckpointEvery))
+	}
+	return c.sandbox(ctx, request{method: http.MethodPatch, path: sandboxPath(id, "/settings"), body: body})
 }
 
 // SetMetadata replaces the metadata of a running or paused sandbox.

@@ -108,7 +108,8 @@ func checkpointPath(id, checkpoint, rest string) string {
 
 // RestoreCheckpoint restores a sandbox to a checkpoint. The sandbox's current
 // state is lost; all checkpoints stay. When it fails, the sandbox continues as
-// before.
+// before. A sandbox that failed continues from its newest stored checkpoint; if no host can run
+// it now, it is paused there.
 func (c *Client) RestoreCheckpoint(ctx context.Context, id, checkpoint string) (*Sandbox, error) {
 	return c.sandbox(ctx, request{method: http.MethodPost, path: checkpointPath(id, checkpoint, "/restore")})
 }

@@ -81,6 +81,18 @@ WITH moved AS (
 )
 SELECT * FROM moved;
 
+-- name: SetSandboxSettings :one
+WITH moved AS (
+    UPDATE sandboxes SET on_timeout = @on_timeout, auto_resume = @auto_resume, on_host_loss = @on_host_loss, checkpoint_every_sec = @checkpoint_every_sec,
+        updated_at = CASE WHEN state = 'paused' THEN updated_at ELSE clock_timestamp() END, version = version + 1
+    WHERE sandboxes.id = @id AND sandboxes.version = @version AND sandboxes.state IN ('running', 'paused')
+    RETURNING *
+), event AS (
+    INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
+    SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, @actor, 'settings set' FROM moved
+)
+SELECT * FROM moved;
+
 -- name: SetSandboxMetadata :one
 WITH moved AS (
     UPDATE sandboxes SET metadata = @metadata, updated_at = clock_timestamp(), version = version + 1

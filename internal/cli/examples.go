@@ -21,6 +21,7 @@ var examples = []string{
 	"sandbox ssh ID",
 	"sandbox wait ID",
 	"sandbox timeout ID 1h",
+	"sandbox set ID --on-host-loss restore --checkpoint-every 5m",
 	"sandbox network show ID",
 	"sandbox network log ID",
 	"sandbox network learn ID",

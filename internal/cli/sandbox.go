@@ -29,6 +29,7 @@ type sandboxCommands struct {
 	SSHProxy sshProxyCommand `cmd:"" name:"ssh-proxy" hidden:""`
 	Wait     waitCommand     `cmd:"" help:"Wait until a sandbox runs, is paused, or has ended."`
 	Timeout  timeoutCommand  `cmd:"" help:"Set the time without use after which a sandbox ends."`
+	Set      settingsCommand `cmd:"" help:"Change what happens at a sandbox's timeout, by its next use, and when its host is lost."`
 	Network  networkCommand  `cmd:"" help:"Show or set what a sandbox may reach, what it reached, and why."`
 	Stats    statsCommand    `cmd:"" help:"Show how much CPU, memory and disk a sandbox used."`
 	Logs     logsCommand     `cmd:"" help:"Print a sandbox's console, or the output of a program that exec -d started."`
@@ -518,6 +519,37 @@ func (c *timeoutCommand) Run(ctx context.Context, s *session) error {
 		return err
 	}
 	sb, err := api.SetTimeout(ctx, c.ID, c.Time.Duration)
+	if err != nil {
+		return err
+	}
+	return s.show(sb)
+}
+
+type settingsCommand struct {
+	ID              string            `arg:"" complete:"sandbox" help:"The sandbox, which runs or is paused."`
+	OnTimeout       client.OnTimeout  `enum:",destroy,pause,pause_disk" default:"" placeholder:"ACTION" help:"What happens at its timeout: destroy, pause or pause_disk."`
+	AutoResume      string            `enum:",yes,no" default:"" placeholder:"yes|no" help:"Whether its next use after a pause resumes it."`
+	OnHostLoss      client.OnHostLoss `enum:",fail,restore" default:"" placeholder:"ACTION" help:"What becomes of it when its host is lost while it runs: fail or restore."`
+	CheckpointEvery idle              `placeholder:"TIME" help:"Make a checkpoint this often while it is used, such as 5m, or never."`
+}
+
+// Run changes what was given, and shows the sandbox.
+func (c *settingsCommand) Run(ctx context.Context, s *session) error {
+	change := client.ChangeSandbox{OnTimeout: c.OnTimeout, OnHostLoss: c.OnHostLoss}
+	if c.AutoResume != "" {
+		change.AutoResume = new(c.AutoResume == "yes")
+	}
+	if c.CheckpointEvery.Duration != 0 {
+		change.CheckpointEvery = &c.CheckpointEvery.Duration
+	}
+	if change == (client.ChangeSandbox{}) {
+		return fmt.Errorf("%w: say what to change, such as --on-host-loss restore", run.ErrUsage)
+	}
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	sb, err := api.ChangeSandbox(ctx, c.ID, change)
 	if err != nil {
 		return err
 	}

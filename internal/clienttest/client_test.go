@@ -177,6 +177,17 @@ func (f *fake) SandboxMetrics(_ context.Context, _ service.Caller, _ wrenn.Sandb
 	return []wrenn.MetricsSample{{At: from.UTC(), CPUs: 2, CPUPercent: 12.5, MemoryUsed: 1, MemoryTotal: 2, MemoryCache: 3, DiskUsed: 4, DiskTotal: 5}}, nil
 }
 
+func (f *fake) ChangeSandbox(_ context.Context, _ service.Caller, id wrenn.SandboxID, change service.ChangeSandbox) (*wrenn.Sandbox, error) {
+	sb, err := f.find(id)
+	if err == nil {
+		sb.OnHostLoss, sb.CheckpointEvery = *change.OnHostLoss, *change.CheckpointEvery
+		if change.OnTimeout != nil || change.AutoResume != nil {
+			err = wrenn.Errorf(wrenn.Invalid, "more was to be changed than the caller said")
+		}
+	}
+	return sb, err
+}
+
 func (f *fake) SetMetadata(_ context.Context, _ service.Caller, id wrenn.SandboxID, metadata map[string]string) (*wrenn.Sandbox, error) {
 	sb, err := f.find(id)
 	if err == nil {
@@ -923,6 +934,17 @@ func TestVersionAndMetadata(t *testing.T) {
 		sb, err := c.SetMetadata(t.Context(), boxID, metadata)
 		if err != nil || len(sb.Metadata) != len(metadata) || sb.Metadata["user"] != metadata["user"] {
 			t.Errorf("SetMetadata(%v) = %+v, %v", metadata, sb, err)
+		}
+	}
+}
+
+// TestChangeSandbox sends what is to be changed, and nothing else.
+func TestChangeSandbox(t *testing.T) {
+	c := serve(t, &fake{})
+	for _, every := range []time.Duration{5 * time.Minute, 0} {
+		sb, err := c.ChangeSandbox(t.Context(), boxID, client.ChangeSandbox{OnHostLoss: client.RestoreOnHostLoss, CheckpointEvery: &every})
+		if err != nil || sb.OnHostLoss != client.RestoreOnHostLoss || sb.CheckpointEverySec != int64(every/time.Second) {
+			t.Errorf("ChangeSandbox() = %+v, %v", sb, err)
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"wrenn.dev/client"
 	"wrenn.dev/internal/pgtest"
+	"wrenn.dev/internal/programs"
 	"wrenn.dev/internal/testkit"
 	"wrenn.dev/internal/testkit/browser"
 )
@@ -143,9 +144,11 @@ func TestDashboard(t *testing.T) {
 	d.overview(t, box)
 	d.terminal(t, box)
 	d.files(t, box)
+	d.programs(t, box)
 	d.tree(t, box)
 	d.secrets(t)
 	d.clear(t)
+	d.hosts(t)
 	d.volumes(t)
 	d.events(t)
 	d.others(t)
@@ -326,6 +329,25 @@ func (d *dash) files(t *testing.T, box string) {
 	d.do(t, `await press("Close the file"); await press("below"); await shows("Nothing is in here");`)
 }
 
+// programs shows what programs print, whose output is streamed or in a file, and ends one.
+func (d *dash) programs(t *testing.T, box string) {
+	t.Helper()
+	said := client.Command{Cmd: "/bin/sh", Args: []string{"-c", `echo "it $0 <said>"; exec sleep 1000`, "has"}}
+	streamed, err := d.client.Start(t.Context(), box, said, client.StartOptions{})
+	testkit.Must(t, err)
+	defer streamed.Close()
+	detached, err := d.client.Start(t.Context(), box, programs.Detached(said), client.StartOptions{})
+	testkit.Must(t, err)
+	defer detached.Close()
+	t.Cleanup(func() { _ = os.Remove(programs.Log(detached.PID())) }) // guests are processes of this machine
+	for _, pid := range []int{streamed.PID(), detached.PID()} {
+		d.do(t, `location.hash = "#/sandboxes/%[1]s/programs"; await press("Output of %[2]d"); await until("its output", () => document.querySelector("pre[aria-label='Output of %[2]d']")?.innerText.includes("it has <said>"));`, box, pid)
+	}
+	d.look(t, "programs")
+	d.do(t, `await press("End %[1]d"); await shows("End %[1]d?"); await press("End", "[role=alertdialog] button"); await until("its end", () => !named("Output of %[1]d"));`, streamed.PID())
+	d.do(t, `await press("End %[1]d"); await shows("End %[1]d?"); await press("End", "[role=alertdialog] button"); await shows("it has ended");`, detached.PID())
+}
+
 // tree makes checkpoints, returns to one, and branches from it.
 func (d *dash) tree(t *testing.T, box string) {
 	t.Helper()
@@ -361,6 +383,16 @@ func (d *dash) others(t *testing.T) {
 	d.look(t, "usage")
 	d.do(t, `location.hash = "#/limits"; await shows("Sandboxes, paused ones included"); await shows("limits.sandboxes"); await until("bars", () => all("table svg").length >= 8);`)
 	d.look(t, "limits")
-	d.do(t, `location.hash = "#/hosts"; await until("hosts", () => document.querySelector(".hosts .card") || document.body.innerText.includes("For the operator"));`)
+}
+
+// hosts makes the command by which a machine joins, drains the host, which has no
+// sandboxes then, and cordons it.
+func (d *dash) hosts(t *testing.T) {
+	t.Helper()
+	d.do(t, `location.hash = "#/hosts"; await press("Add a host"); await fill("Zone", "b"); await press("Make a token"); await shows("wrenn-host-agent join " + location.origin);`)
+	d.look(t, "join")
+	d.do(t, `await press("Done"); await gone("wrenn-host-agent join"); if (named("Remove: h1") || named("Declare lost: h1")) throw new Error("a host that is used can be removed");
+		await press("Drain: h1"); await shows("paused for some seconds"); await press("Drain", "[role=alertdialog] button"); await shows("The drain is done");
+		await press("Use it again: h1"); await shows("active"); await press("Cordon: h1"); await press("Cordon", "[role=alertdialog] button"); await shows("cordoned"); await press("Use it again: h1"); await shows("active");`)
 	d.look(t, "hosts")
 }

@@ -311,8 +311,42 @@ func sandboxInfo(sb *wrenn.ObservedSandbox) *pb.SandboxInfo {
 		CreatedAtUnix: sb.CreatedAt.Unix(), LastActiveAtUnix: sb.LastActiveAt.Unix(), Version: sb.Version,
 		Unresponsive: unresponsive(sb.Unresponsive), EndCause: endCauses[sb.EndCause],
 		StoredAt: storedAt(sb.Stored), StoredKey: sb.Stored.Key, Epoch: epoch(sb.Epoch), SupersededBy: epoch(sb.SupersededBy),
-		NewestStored: newestStored(sb.NewestStored),
+		NewestStored: newestStored(sb.NewestStored), Settings: settings(sb.Settings),
 	}
+}
+
+func settings(s *wrenn.Settings) *pb.SandboxSettings {
+	if s == nil {
+		return nil
+	}
+	return &pb.SandboxSettings{OnTimeout: onTimeouts[s.OnTimeout], AutoResume: s.AutoResume, CheckpointEverySec: seconds(s.CheckpointEvery)}
+}
+
+// parseSettings is the inverse of settings. It reports whether this version knows them.
+func parseSettings(msg *pb.SandboxSettings) (s *wrenn.Settings, known bool) {
+	if msg == nil {
+		return nil, true
+	}
+	onTimeout, known := parseOnTimeout(msg.GetOnTimeout())
+	return &wrenn.Settings{OnTimeout: onTimeout, AutoResume: msg.GetAutoResume(), CheckpointEvery: parseSeconds(msg.GetCheckpointEverySec())}, known
+}
+
+// SettingsRequest asks for other settings of a sandbox.
+func SettingsRequest(id wrenn.SandboxID, s wrenn.Settings) *pb.SetSandboxSettingsRequest {
+	return &pb.SetSandboxSettingsRequest{SandboxId: string(id), Settings: settings(&s)}
+}
+
+// ParseSettingsRequest reads which settings are wanted.
+func ParseSettingsRequest(msg *pb.SetSandboxSettingsRequest) (wrenn.SandboxID, wrenn.Settings, error) {
+	id, err := wrenn.ParseSandboxID(msg.GetSandboxId())
+	if err != nil {
+		return id, wrenn.Settings{}, err
+	}
+	s, known := parseSettings(msg.GetSettings())
+	if s == nil || !known {
+		return id, wrenn.Settings{}, wrenn.Errorf(wrenn.Invalid, "this host does not know the settings: update its agent")
+	}
+	return id, *s, wrenn.CheckCheckpointEvery(s.CheckpointEvery)
 }
 
 func newestStored(c *wrenn.Checkpoint) *pb.Checkpoint {
@@ -420,6 +454,7 @@ func parseSandboxInfo(msg *pb.SandboxInfo) wrenn.ObservedSandbox {
 	}
 	onTimeout, _ := parseOnTimeout(msg.GetOnTimeout())       // "" for a newer host's
 	network, _ := parseNetworkPolicy(msg.GetNetworkPolicy()) // that of a newer host: the row's is set again
+	now, _ := parseSettings(msg.GetSettings())               // likewise
 	return wrenn.ObservedSandbox{
 		ID: id, State: ParseStatus(msg.GetStatus()), Reason: Text(msg.GetReason()), Template: Text(msg.GetTemplate()),
 		Size: parseSandboxSize(msg), DiskMiB: int(msg.GetDiskMb()),
@@ -428,7 +463,7 @@ func parseSandboxInfo(msg *pb.SandboxInfo) wrenn.ObservedSandbox {
 		CreatedAt: time.Unix(msg.GetCreatedAtUnix(), 0).UTC(), LastActiveAt: time.Unix(msg.GetLastActiveAtUnix(), 0).UTC(),
 		Version: msg.GetVersion(), Unresponsive: parseUnresponsive(msg.GetUnresponsive()), EndCause: parseEndCause(msg.GetEndCause()),
 		Stored: parseStored(msg), Epoch: parseEpoch(msg.GetEpoch()), SupersededBy: parseEpoch(msg.GetSupersededBy()),
-		NewestStored: parseNewestStored(msg.GetNewestStored()),
+		NewestStored: parseNewestStored(msg.GetNewestStored()), Settings: now,
 	}
 }
 

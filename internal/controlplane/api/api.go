@@ -44,6 +44,7 @@ type Sandboxes interface {
 	// Network returns the policy that the sandbox follows, with those of its team and template.
 	Network(context.Context, service.Caller, wrenn.SandboxID) (wrenn.NetworkPolicy, error)
 	SetNetwork(context.Context, service.Caller, wrenn.SandboxID, wrenn.NetworkPolicy) (*wrenn.Sandbox, error)
+	ChangeSandbox(context.Context, service.Caller, wrenn.SandboxID, service.ChangeSandbox) (*wrenn.Sandbox, error)
 	SetMetadata(context.Context, service.Caller, wrenn.SandboxID, map[string]string) (*wrenn.Sandbox, error)
 	EgressLog(ctx context.Context, c service.Caller, id wrenn.SandboxID, after uint64, wait time.Duration) (wrenn.EgressLog, error)
 	ExplainEgress(ctx context.Context, c service.Caller, id wrenn.SandboxID, to string, port uint16) (wrenn.EgressExplanation, error)

@@ -479,6 +479,14 @@ func operationCalls() map[string][]call {
 			call{name: "unknown", method: "PUT", path: "/v1/templates/none/network", body: `{}`, status: 404, code: "not_found"},
 			call{name: "a name that needs deny", method: "PUT", path: "/v1/templates/base/network", body: `{"allow":["example.com"]}`, status: 400, code: "invalid_request"},
 		),
+		"changeSandbox": slices.Concat(jsonCallsBy("PATCH", at+"/settings"), sandboxCalls("PATCH", at+"/settings", `{"auto_resume":true}`, ""), []call{
+			{name: "one", method: "PATCH", path: at + "/settings", body: `{"on_timeout":"destroy"}`, status: 200, want: strings.Replace(oneJSON, `"pause"`, `"destroy"`, 1)},
+			{name: "all", method: "PATCH", path: at + "/settings", body: `{"on_timeout":"pause_disk","auto_resume":false,"on_host_loss":"restore","checkpoint_every_sec":60}`, status: 200,
+				want: strings.Replace(oneJSON, `"on_timeout":"pause","auto_resume":true`, `"on_timeout":"pause_disk","auto_resume":false,"on_host_loss":"restore","checkpoint_every_sec":60`, 1)},
+			{name: "no checkpoints", method: "PATCH", path: at + "/settings", body: `{"checkpoint_every_sec":0}`, status: 200, want: oneJSON},
+			{name: "nothing", method: "PATCH", path: at + "/settings", body: `{}`, status: 400, code: "invalid_request"},
+			{name: "no action", method: "PATCH", path: at + "/settings", body: `{"on_host_loss":"pray"}`, status: 400, code: "invalid_request"},
+		}),
 		"setSandboxMetadata": slices.Concat(jsonCallsBy("PUT", at+"/metadata"), sandboxCalls("PUT", at+"/metadata", `{"metadata":{}}`, ""), []call{
 			{name: "ok", method: "PUT", path: at + "/metadata", body: `{"metadata":{"user":"bob"}}`, status: 200, want: strings.Replace(oneJSON, "alice", "bob", 1)},
 			{name: "no text", method: "PUT", path: at + "/metadata", body: `{"metadata":{"user":1}}`, status: 400, code: "invalid_request"},

@@ -53,6 +53,10 @@ func (s *obliging) SetTimeout(_ context.Context, _ service.Caller, id wrenn.Sand
 	return box(id, wrenn.Running), nil
 }
 
+func (s *obliging) ChangeSandbox(_ context.Context, _ service.Caller, id wrenn.SandboxID, _ service.ChangeSandbox) (*wrenn.Sandbox, error) {
+	return box(id, wrenn.Running), nil
+}
+
 func (s *obliging) SetMetadata(_ context.Context, _ service.Caller, id wrenn.SandboxID, metadata map[string]string) (*wrenn.Sandbox, error) {
 	b := box(id, wrenn.Running)
 	b.Metadata = metadata

@@ -361,6 +361,27 @@ func (s *stub) SetNetwork(_ context.Context, c service.Caller, id wrenn.SandboxI
 	return &changed, nil
 }
 
+func (s *stub) ChangeSandbox(_ context.Context, c service.Caller, id wrenn.SandboxID, change service.ChangeSandbox) (*wrenn.Sandbox, error) {
+	b, err := s.find(c, id)
+	if err != nil {
+		return nil, err
+	}
+	changed := *b
+	if change.OnTimeout != nil {
+		changed.OnTimeout = *change.OnTimeout
+	}
+	if change.AutoResume != nil {
+		changed.AutoResume = *change.AutoResume
+	}
+	if change.OnHostLoss != nil {
+		changed.OnHostLoss = *change.OnHostLoss
+	}
+	if change.CheckpointEvery != nil {
+		changed.CheckpointEvery = *change.CheckpointEvery
+	}
+	return &changed, nil
+}
+
 func (s *stub) SetMetadata(_ context.Context, c service.Caller, id wrenn.SandboxID, metadata map[string]string) (*wrenn.Sandbox, error) {
 	b, err := s.find(c, id)
 	if err != nil {

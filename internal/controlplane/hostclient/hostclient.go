@@ -357,6 +357,18 @@ func (c *Client) Extend(ctx context.Context, id wrenn.SandboxID, timeout time.Du
 	return err
 }
 
+// SetSettings changes the settings of a running or paused sandbox. FailedPrecondition when
+// the agent is of a version that cannot.
+func (c *Client) SetSettings(ctx context.Context, id wrenn.SandboxID, settings wrenn.Settings) error {
+	ctx, cancel := context.WithTimeout(ctx, c.deadlines.Extend)
+	defer cancel()
+	_, err := c.rpc.SetSandboxSettings(c.meant(ctx), hostwire.SettingsRequest(id, settings))
+	if connect.CodeOf(err) == connect.CodeUnimplemented {
+		return wrenn.Errorf(wrenn.FailedPrecondition, "%s cannot change settings of sandboxes: its agent must be updated", c.peer)
+	}
+	return wire.FromConnect(c.peer, err)
+}
+
 // SetNetwork changes what the sandbox may reach, at once, and the secrets for its header
 // rules; it may be paused.
 func (c *Client) SetNetwork(ctx context.Context, id wrenn.SandboxID, policy wrenn.NetworkPolicy, secrets wrenn.SecretValues) error {

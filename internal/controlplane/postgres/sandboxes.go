@@ -246,6 +246,18 @@ func (s *Store) SetNetwork(ctx context.Context, sb *wrenn.Sandbox, policy wrenn.
 	})
 }
 
+// SetSettings changes the settings of a running or paused row, and what becomes of it with its
+// host, under the condition of MoveSandbox.
+func (s *Store) SetSettings(ctx context.Context, sb *wrenn.Sandbox, settings wrenn.Settings, loss wrenn.OnHostLoss, actor string) (*wrenn.Sandbox, error) {
+	return s.change(ctx, "set the sandbox's settings", func(ctx context.Context) (dbsqlc.Sandbox, error) {
+		row, err := s.queries.SetSandboxSettings(ctx, dbsqlc.SetSandboxSettingsParams{
+			ID: string(sb.ID), Version: sb.Version, Actor: actor, OnHostLoss: string(loss),
+			OnTimeout: string(settings.OnTimeout), AutoResume: settings.AutoResume, CheckpointEverySec: seconds(settings.CheckpointEvery),
+		})
+		return dbsqlc.Sandbox(row), err
+	})
+}
+
 // SetMetadata replaces the metadata of a running or paused row, under the condition of
 // MoveSandbox.
 func (s *Store) SetMetadata(ctx context.Context, sb *wrenn.Sandbox, metadata map[string]string, actor string) (*wrenn.Sandbox, error) {

@@ -70,6 +70,7 @@ type Host interface {
 	Destroy(ctx context.Context, id wrenn.SandboxID) error
 	Pause(ctx context.Context, id wrenn.SandboxID, options wrenn.PauseOptions) error
 	Extend(ctx context.Context, id wrenn.SandboxID, timeout time.Duration) error
+	SetSettings(ctx context.Context, id wrenn.SandboxID, settings wrenn.Settings) error
 	// SetNetwork sets the row's network policy, with the secrets that it needs.
 	SetNetwork(ctx context.Context, row *wrenn.Sandbox) error
 }
@@ -333,6 +334,8 @@ func (l *Loop) do(ctx context.Context, host Host, a Action) error {
 		first = func() error { return l.cfg.Store.SetEpoch(ctx, &a.Row, a.Epoch) }
 	case Extend:
 		first = func() error { return host.Extend(ctx, a.Row.ID, a.Row.Timeout) }
+	case SetSettings:
+		first = func() error { return host.SetSettings(ctx, a.Row.ID, a.Row.Settings()) }
 	case SetNetwork:
 		first = func() error { return host.SetNetwork(ctx, &a.Row) }
 	}
@@ -409,5 +412,7 @@ func (noHost) Pause(context.Context, wrenn.SandboxID, wrenn.PauseOptions) error 
 
 func (noHost) Destroy(context.Context, wrenn.SandboxID) error               { return nil }
 func (noHost) Extend(context.Context, wrenn.SandboxID, time.Duration) error { return nil }
+
+func (noHost) SetSettings(context.Context, wrenn.SandboxID, wrenn.Settings) error { return nil }
 
 func (noHost) SetNetwork(context.Context, *wrenn.Sandbox) error { return nil }

@@ -27,6 +27,7 @@ const (
 	Acknowledge Kind = "acknowledge" // move the row, then let the host forget a sandbox that ended by itself
 	Extend      Kind = "extend"      // set the row's timeout on the host
 	SetNetwork  Kind = "network"     // set the row's network policy on the host
+	SetSettings Kind = "settings"    // set the row's settings on the host
 	Condition   Kind = "condition"   // show in the row whether the guest answers
 	SetStored   Kind = "stored"      // show in the row where the paused sandbox is stored
 	Drop        Kind = "drop"        // remove a copy of a stored sandbox that another host has, if the row is still as it was
@@ -290,6 +291,13 @@ func (r *Result) live(row *Row, seen wrenn.ObservedSandbox, asOf time.Time, grac
 	}
 	if state == wrenn.Running && seen.Timeout != row.Timeout {
 		r.add(Extend, row, "", "")
+	}
+	if seen.Settings != nil && *seen.Settings != row.Settings() {
+		if state.InTransition() {
+			r.Again = true
+		} else {
+			r.add(SetSettings, row, "", "")
+		}
 	}
 	if !seen.Network.Equal(row.Network) || seen.SecretsTag != row.SecretsTag {
 		if state.InTransition() {

@@ -213,6 +213,24 @@ func TestPlanOfOtherThings(t *testing.T) {
 			}
 		}
 	})
+	t.Run("other settings", func(t *testing.T) {
+		for state, observed := range map[wrenn.State]wrenn.ObservedState{wrenn.Running: wrenn.ObservedRunning, wrenn.Paused: wrenn.ObservedPaused} {
+			r := row(state, old, "")
+			r.CheckpointEvery = time.Minute
+			inv := inventory(observed, "")
+			if got := reconcile.Plan([]reconcile.Row{r}, inv, asOf, grace); len(got.Actions) != 0 {
+				t.Errorf("%s, on a host that cannot change them: %+v", state, got)
+			}
+			inv.Sandboxes[0].Settings = &wrenn.Settings{OnTimeout: wrenn.DestroyOnTimeout}
+			if got := reconcile.Plan([]reconcile.Row{r}, inv, asOf, grace); len(got.Actions) != 1 || got.Actions[0].Kind != reconcile.SetSettings || got.Actions[0].To != "" {
+				t.Errorf("%s: %+v", state, got)
+			}
+			inv.Sandboxes[0].Settings.CheckpointEvery = time.Minute
+			if got := reconcile.Plan([]reconcile.Row{r}, inv, asOf, grace); len(got.Actions) != 0 {
+				t.Errorf("%s, with the same: %+v", state, got)
+			}
+		}
+	})
 	t.Run("another timeout", func(t *testing.T) {
 		r := row(wrenn.Running, old, "")
 		r.Timeout = time.Hour

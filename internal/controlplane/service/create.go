@@ -103,17 +103,10 @@ func (l Limits) describe(id wrenn.SandboxID, req CreateSandbox) (wrenn.Sandbox, 
 	if sb.Timeout, err = l.timeout(req.Timeout, defaultTimeout); err != nil {
 		return sb, err
 	}
-	if sb.OnTimeout != wrenn.DestroyOnTimeout && !sb.OnTimeout.Pauses() {
-		return sb, wrenn.Errorf(wrenn.Invalid, "invalid action at the timeout %.20q: use %s, %s or %s",
-			string(sb.OnTimeout), wrenn.DestroyOnTimeout, wrenn.PauseOnTimeout, wrenn.PauseDiskOnTimeout)
+	if err := checkSettings(sb.Settings(), sb.OnHostLoss, len(sb.Volumes) > 0); err != nil {
+		return sb, err
 	}
-	if sb.OnHostLoss != wrenn.FailOnHostLoss && sb.OnHostLoss != wrenn.RestoreOnHostLoss {
-		return sb, wrenn.Errorf(wrenn.Invalid, "invalid on_host_loss %.20q: use %s or %s", string(sb.OnHostLoss), wrenn.FailOnHostLoss, wrenn.RestoreOnHostLoss)
-	}
-	if len(sb.Volumes) > 0 && (sb.OnHostLoss == wrenn.RestoreOnHostLoss || sb.CheckpointEvery > 0) {
-		return sb, wrenn.Errorf(wrenn.Invalid, "a sandbox with volumes is not stored, so it can have no on_host_loss of %s and no checkpoint_every: its volumes are on one host", wrenn.RestoreOnHostLoss)
-	}
-	return sb, cmp.Or(wrenn.CheckCheckpointEvery(sb.CheckpointEvery), l.checkSize(sb.Size), checkMetadata(sb.Metadata), wrenn.CheckLabels(sb.Requires), wrenn.CheckEnv(sb.Env), sb.Network.Check(), sb.Ingress.Check(), wrenn.CheckVolumes(sb.Volumes))
+	return sb, cmp.Or(l.checkSize(sb.Size), checkMetadata(sb.Metadata), wrenn.CheckLabels(sb.Requires), wrenn.CheckEnv(sb.Env), sb.Network.Check(), sb.Ingress.Check(), wrenn.CheckVolumes(sb.Volumes))
 }
 
 // create makes the sandbox of a new row on the reserved host. A host that

@@ -201,15 +201,7 @@ func (d *drainer) move(ctx context.Context, sb *wrenn.Sandbox) {
 }
 
 // drains reports whether the host is being drained.
-func (d *drainer) drains(id wrenn.HostID) bool {
-	m := d.hosts.member(id)
-	if m == nil {
-		return false
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.row.Status == wrenn.HostDraining
-}
+func (d *drainer) drains(id wrenn.HostID) bool { return d.hosts.status(id) == wrenn.HostDraining }
 
 // moveOff moves a sandbox off its host. One that ran runs in the end, wherever it is
 // then: on another host, or where it was if that cannot be.

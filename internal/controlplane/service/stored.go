@@ -82,7 +82,11 @@ func (c *core) moveAway(ctx context.Context, actor string, sb *wrenn.Sandbox) (*
 	from := &origin{}
 	if c.hosts.answers(ctx, sb.Host) {
 		var err error
-		if from, err = c.hold(ctx, sb); err != nil {
+		from, err = c.hold(ctx, sb)
+		switch {
+		case wrenn.CodeOf(err) == wrenn.Unavailable && c.hosts.status(sb.Host) == wrenn.HostLost: // its next pings will fail, too
+			from = &origin{}
+		case err != nil:
 			return nil, nil, err
 		}
 	}
@@ -193,6 +197,17 @@ func (c *core) dropCopy(ctx context.Context, host *hostclient.Client, sb *wrenn.
 	if err := host.Destroy(ctx, sb.ID); err != nil {
 		c.log.LogAttrs(ctx, slog.LevelWarn, "cannot remove the copy of a sandbox that another host has now", slog.String("sandbox", string(sb.ID)), slog.String("host", string(id)), slog.Any("err", err))
 	}
+}
+
+// status returns the status of a host, "" if it is not known.
+func (f *fleet) status(id wrenn.HostID) wrenn.HostStatus {
+	m := f.member(id)
+	if m == nil {
+		return ""
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.row.Status
 }
 
 // answers reports whether a host is known and answers, after the first ping.

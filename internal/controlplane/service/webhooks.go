@@ -164,7 +164,7 @@ func (s *Webhooks) test(ctx context.Context, c Caller, found *wrenn.Webhook, sea
 func (s *Webhooks) send(ctx context.Context, d postgres.ClaimedDelivery) webhook.Result {
 	secret, err := s.vault.Open(webhookBelongsTo(d.Team, d.Webhook), d.Sealed)
 	if err != nil {
-		return webhook.Result{Error: "this server cannot read the webhook's secret: its operator adds the earlier key file"}
+		return webhook.Result{Error: "this server cannot read the webhook's secret: its operator adds the earlier key file, or make the webhook again"}
 	}
 	return s.sender.Send(ctx, webhook.Message{ID: d.ID, URL: d.URL, Secret: string(secret), Body: []byte(d.Payload)})
 }

@@ -136,7 +136,7 @@ func (v *Vault) Open(belongsTo string, sealed []byte) ([]byte, error) {
 	}
 	r, err := age.Decrypt(bytes.NewReader(sealed), v.all...)
 	if err != nil {
-		return nil, &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "no key of this server opens the secret: its operator adds the earlier key file", Err: err}
+		return nil, &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "no key of this server opens the secret: its operator adds the earlier key file, or set it again", Err: err}
 	}
 	text, err := io.ReadAll(r)
 	if err != nil {

@@ -49,7 +49,7 @@ func (h *host) runCheckpoints(ctx context.Context) {
 // is: it runs, would be stored, and was used since the last one. Tried is when the last
 // was tried.
 func (s *Sandbox) checkpointDue(tried time.Time) (time.Time, bool) {
-	every, info := s.request.CheckpointEvery, s.Info()
+	every, info := s.state.following().CheckpointEvery, s.Info()
 	if every == 0 || !s.isStorable() || info.Status != StatusRunning || info.Unresponsive != nil || info.SupersededBy != 0 {
 		return time.Time{}, false
 	}

@@ -117,3 +117,43 @@ func TestNoCheckpointsByTheClock(t *testing.T) {
 		t.Error("it is paused")
 	}
 }
+
+// TestSettingsThatChange are followed at once, by copies as well, and by the next agent.
+func TestSettingsThatChange(t *testing.T) {
+	l, spec := storedLab(t, newObjects(t))
+	l.cfg.Adopt = true
+	m := l.open(t)
+	spec.Epoch = 1
+	sb, err := m.Ensure(t.Context(), wrenn.NewSandboxID(), spec)
+	must(t, err)
+	if _, due := sb.checkpointDue(time.Time{}); due {
+		t.Error("a checkpoint is due, although none was asked for")
+	}
+	want := wrenn.Settings{OnTimeout: wrenn.PauseOnTimeout, AutoResume: true, CheckpointEvery: time.Minute}
+	must(t, sb.SetSettings(t.Context(), want))
+	sb.Touch()
+	if _, due := sb.checkpointDue(time.Time{}); !due {
+		t.Error("no checkpoint is due")
+	}
+	copies, err := sb.Fork(t.Context(), []wrenn.SandboxID{wrenn.NewSandboxID()}, nil)
+	must(t, err)
+	must(t, copies[0].Err)
+	must(t, sb.Pause(t.Context()))
+	must(t, sb.SetSettings(t.Context(), want))
+	release, err := sb.Use(t.Context()) // resumes it
+	must(t, err)
+	release()
+	testkit.WantCode(t, sb.SetSettings(WithEpoch(t.Context(), 9), wrenn.Settings{}), wrenn.Unavailable)
+	m.Close()
+	l.crash(t)
+	m = l.open(t)
+	t.Cleanup(m.Close)
+	for _, id := range []wrenn.SandboxID{sb.ID(), copies[0].ID} {
+		got, err := m.Get(id)
+		must(t, err)
+		destroyLater(t, got)
+		if info := got.Info(); *info.Settings != want || info.OnTimeout != want.OnTimeout || !info.AutoResume {
+			t.Errorf("%+v", info)
+		}
+	}
+}

@@ -87,6 +87,8 @@ func checkForks(parent wrenn.SandboxID, ids []wrenn.SandboxID) error {
 func (s *Sandbox) forkOne(ctx context.Context, id wrenn.SandboxID, fork wrenn.ForkSpec, source func() (string, error)) Forked {
 	req := s.request
 	now := s.Info()
+	settings := s.state.following()
+	req.OnTimeout, req.AutoResume, req.CheckpointEvery = settings.OnTimeout, settings.AutoResume, settings.CheckpointEvery
 	req.id, req.parent, req.Env, req.Timeout, req.Network = id, s.id, nil, now.Timeout, now.Network // the guest has its environment
 	req.AccessToken, req.Epoch = fork.Tokens[id], fork.Epoch
 	req.Secrets, req.authority = s.state.forHeaders()

@@ -117,7 +117,7 @@ func (s locked) hold(want bool) error {
 // because what it did not write to its disk would be lost.
 func (s locked) pauseAtEnd(ctx context.Context) error {
 	how := saving{freezing: freezeIfAble}
-	if s.request.OnTimeout == wrenn.PauseDiskOnTimeout {
+	if s.state.following().OnTimeout == wrenn.PauseDiskOnTimeout {
 		err := s.pause(ctx, saving{diskOnly: true})
 		if err == nil || s.Info().Status != StatusRunning || ctx.Err() != nil {
 			return err

@@ -80,7 +80,7 @@ func (s *Sandbox) doDue(ctx context.Context) {
 	defer locked.unlock()
 	limited, cancel := context.WithTimeout(ctx, dueTimeout)
 	defer cancel()
-	switch what, reason := s.state.claimDue(s.request.OnTimeout.Pauses()); what {
+	switch what, reason := s.state.claimDue(s.state.following().OnTimeout.Pauses()); what {
 	case dueStop:
 		err = locked.end(limited, Verdict{Status: StatusStopped, Reason: reason, Cause: wrenn.CauseTimeout})
 	case duePause:

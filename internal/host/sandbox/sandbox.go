@@ -90,7 +90,7 @@ func revive(h *host, j *journal.Journal) *Sandbox {
 // Info returns what the sandbox is like now.
 func (s *Sandbox) Info() Info {
 	spec := &s.request
-	info := Info{ObservedSandbox: wrenn.ObservedSandbox{ID: s.id, Template: spec.Template, Size: spec.Size, DiskMiB: spec.DiskMiB, EndOfLife: spec.EndOfLife, AutoResume: spec.AutoResume}}
+	info := Info{ObservedSandbox: wrenn.ObservedSandbox{ID: s.id, Template: spec.Template, Size: spec.Size, DiskMiB: spec.DiskMiB, EndOfLife: spec.EndOfLife}}
 	s.state.fill(&info)
 	info.Epoch, info.SupersededBy = s.journal.epochs()
 	info.NewestStored = s.journal.newestStored()
@@ -151,7 +151,7 @@ func (s *Sandbox) Use(ctx context.Context) (release func(), err error) {
 		if info.Status == StatusRunning { // since then
 			continue
 		}
-		if !s.request.AutoResume || !info.Status.resumable() {
+		if !s.state.following().AutoResume || !info.Status.resumable() {
 			return nil, info.refusal()
 		}
 		if err := s.wake(ctx); err != nil {
@@ -174,6 +174,23 @@ func (s *Sandbox) Extend(ctx context.Context, timeout time.Duration) error {
 		return err
 	}
 	s.state.setTimeout(timeout, ends)
+	return nil
+}
+
+// SetSettings has a running or paused sandbox follow other settings.
+func (s *Sandbox) SetSettings(ctx context.Context, settings wrenn.Settings) error {
+	locked, err := s.lock(ctx, StatusRunning, StatusPaused)
+	if err != nil {
+		return err
+	}
+	defer locked.unlock()
+	err = s.journal.commit("settings", func(j *journal.Journal) {
+		j.OnTimeout, j.AutoResume, j.CheckpointEvery = settings.OnTimeout, settings.AutoResume, settings.CheckpointEvery
+	})
+	if err != nil {
+		return err
+	}
+	s.state.follow(settings)
 	return nil
 }
 

@@ -25,18 +25,19 @@ type state struct {
 	// refused is called, with mu held, when a status may not follow the present one.
 	refused func(from, to Status)
 
-	mu      sync.Mutex // guards what follows
-	status  Status
-	reason  string              // why it is stopped, failed or quarantined, or does not start yet
-	cause   wrenn.EndCause      // the same for programs
-	silent  *wrenn.Unresponsive // while it runs; what it points to never changes
-	still   bool                // its vCPUs are stopped although it runs
-	stops   uint64              // how often they were stopped and started
-	version uint64
-	created time.Time
-	active  time.Time // when it was last used
-	timeout time.Duration
-	network wrenn.NetworkPolicy // that the sandbox follows
+	mu       sync.Mutex // guards what follows
+	status   Status
+	reason   string              // why it is stopped, failed or quarantined, or does not start yet
+	cause    wrenn.EndCause      // the same for programs
+	silent   *wrenn.Unresponsive // while it runs; what it points to never changes
+	still    bool                // its vCPUs are stopped although it runs
+	stops    uint64              // how often they were stopped and started
+	version  uint64
+	created  time.Time
+	active   time.Time // when it was last used
+	timeout  time.Duration
+	settings wrenn.Settings
+	network  wrenn.NetworkPolicy // that the sandbox follows
 	// secrets and authority are for its header rules.
 	secrets   wrenn.SecretValues
 	authority *egress.Authority
@@ -54,8 +55,23 @@ func newState(spec *wrenn.SandboxSpec, newVersion func() uint64, notify func(), 
 	now := time.Now()
 	return state{
 		newVersion: newVersion, notify: notify, refused: refused,
-		status: StatusStarting, created: now, active: now, timeout: spec.Timeout, absolute: spec.Absolute, ends: now.Add(spec.Timeout), network: spec.Network, version: newVersion(),
+		status: StatusStarting, created: now, active: now, timeout: spec.Timeout, absolute: spec.Absolute, ends: now.Add(spec.Timeout), network: spec.Network, settings: spec.Settings(), version: newVersion(),
 	}
+}
+
+// following returns the settings that the sandbox follows.
+func (s *state) following() wrenn.Settings {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.settings
+}
+
+// follow changes the settings.
+func (s *state) follow(settings wrenn.Settings) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.settings, s.version = settings, s.newVersion()
+	s.notify()
 }
 
 // fill puts the state into info.
@@ -65,6 +81,8 @@ func (s *state) fill(info *Info) {
 	info.Status, info.State, info.Reason = s.status, observed[s.status], s.reason
 	info.Timeout, info.CreatedAt, info.LastActiveAt, info.Version = s.timeout, s.created, s.active, s.version
 	info.Network, info.SecretsTag = s.network, s.secrets.Tag
+	info.Settings = new(s.settings)
+	info.OnTimeout, info.AutoResume = s.settings.OnTimeout, s.settings.AutoResume
 	info.EndCause, info.Unresponsive = s.cause, s.silent
 	if s.uses > 0 {
 		info.LastActiveAt = time.Now()

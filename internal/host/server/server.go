@@ -203,6 +203,18 @@ func (s *server) ResumeSandbox(ctx context.Context, req *pb.ResumeSandboxRequest
 	return &pb.ResumeSandboxResponse{}, sb.ResumeWithToken(ctx, req.GetAccessToken())
 }
 
+func (s *server) SetSandboxSettings(ctx context.Context, msg *pb.SetSandboxSettingsRequest) (*pb.SetSandboxSettingsResponse, error) {
+	id, settings, err := hostwire.ParseSettingsRequest(msg)
+	if err != nil {
+		return nil, err
+	}
+	sb, err := s.get(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.SetSandboxSettingsResponse{}, sb.SetSettings(ctx, settings)
+}
+
 func (s *server) ExtendSandbox(ctx context.Context, msg *pb.ExtendSandboxRequest) (*pb.ExtendSandboxResponse, error) {
 	id, timeout, err := hostwire.ParseExtendRequest(msg)
 	if err != nil {

@@ -31,6 +31,10 @@ export function ago(when: string | undefined, now: number): string {
 export const moment = (when: string | undefined): string =>
   when ? new Date(when).toLocaleString(undefined, { dateStyle: 'medium', timeStyle: 'medium' }) : '';
 
+// Escape sequences and control characters mean nothing outside of a terminal.
+// eslint-disable-next-line no-control-regex
+export const plain = (raw: string): string => raw.replace(/\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|.)/g, '').replace(/[^\n\t\x20-\x7e\u00a0-\uffff]/g, '');
+
 // endsAt is when a sandbox's timeout ends it, in milliseconds; 0 is never.
 export function endsAt(s: Sandbox): number {
   if (s.status !== 'running') return 0;

@@ -1,7 +1,22 @@
 import { APIError, proof, sandboxPath } from './api';
 
-// Shell is a program with a terminal in a sandbox. It survives broken connections: its
-// output has positions, and a session keeps it for a minute without a connection.
+// Stream is a connection to a program in a sandbox. It survives broken connections: its
+// output has positions, and a session keeps it for a while without a connection.
+
+interface Size {
+  cols: number;
+  rows: number;
+}
+
+// First is what a stream begins with: a program that it starts, and that ends with it, or
+// one that runs already, whose output it follows from the first byte that is kept.
+export type First =
+  | { type: 'start'; cmd: string; args: string[]; env?: Record<string, string>; user?: string; pty?: Size }
+  | { type: 'attach'; pid: number; offset: 0 };
+
+export const loginShell = (size: Size): First => ({
+  type: 'start', cmd: '/bin/sh', args: ['-c', 'command -v bash >/dev/null && exec bash -l; exec sh -l'], env: { TERM: 'xterm-256color' }, pty: size,
+});
 
 export interface Handlers {
   output(data: Uint8Array): void;
@@ -22,7 +37,7 @@ interface Frame {
   status?: string;
 }
 
-export class Shell {
+export class Stream {
   #socket: WebSocket | null = null;
   #session = Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, '0')).join('');
   #started = false;
@@ -32,15 +47,15 @@ export class Shell {
   #sent: Uint8Array[] = []; // input that the program has not read, from position #read on
   #read = 0;
   #tries = 0;
-  #size: { cols: number; rows: number };
+  #size: Size | undefined;
   #timer = 0;
 
   constructor(
     readonly id: string,
-    size: { cols: number; rows: number },
+    readonly first: First,
     readonly handlers: Handlers,
   ) {
-    this.#size = size;
+    this.#size = first.type === 'start' ? first.pty : undefined;
     this.#connect();
   }
 
@@ -52,7 +67,7 @@ export class Shell {
     socket.onopen = () => {
       const session = { session: this.#session, hold_sec: 600 };
       if (this.#started) this.#send({ type: 'attach', offset: this.#received, ...session });
-      else this.#send({ type: 'start', cmd: '/bin/sh', args: ['-c', 'command -v bash >/dev/null && exec bash -l; exec sh -l'], env: { TERM: 'xterm-256color' }, pty: this.#size, ...session });
+      else this.#send({ ...this.first, ...session });
     };
     socket.onmessage = (e) => this.#take(JSON.parse(String(e.data)) as Frame);
     socket.onclose = () => {
@@ -83,11 +98,11 @@ export class Shell {
         this.#drop(frame.offset ?? 0);
         break;
       case 'exit':
-        this.#end(`The shell has ended: ${frame.status ?? ''}`);
+        this.#end(`It has ended: ${frame.status ?? ''}`);
         break;
       case 'error':
         if (frame.code === 'unavailable' && this.#started) break; // the close follows, then another connection
-        this.#end(frame.data ?? 'The shell cannot be reached.');
+        this.#end(frame.data ?? 'The program cannot be reached.');
         break;
     }
   }
@@ -101,7 +116,7 @@ export class Shell {
       if (frame.lost) this.handlers.output(new TextEncoder().encode(`\r\n[${frame.lost} bytes are lost]\r\n`));
     }
     this.#started = true;
-    this.#send({ type: 'resize', ...this.#size });
+    if (this.#size) this.#send({ type: 'resize', ...this.#size });
     this.handlers.state('open', '');
   }
 
@@ -150,11 +165,11 @@ export class Shell {
     this.#socket?.close();
   }
 
-  // close ends the shell as a terminal's window does.
+  // close ends a program that the stream has started, as a terminal's window does.
   close(): void {
     clearTimeout(this.#timer);
     if (!this.#over) {
-      this.#send({ type: 'signal', signal: 'SIGKILL' });
+      if (this.first.type === 'start') this.#send({ type: 'signal', signal: 'SIGKILL' });
       this.#send({ type: 'leave' });
     }
     this.#over = true;

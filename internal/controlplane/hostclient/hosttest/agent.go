@@ -196,6 +196,7 @@ func (a *Agent) CreateSandbox(ctx context.Context, req *hostagentv1.CreateSandbo
 			CreatedAtUnix: time.Now().Unix(), LastActiveAtUnix: time.Now().Unix(),
 			OnTimeout: req.GetOnTimeout(), AutoResume: req.GetAutoResume(), NetworkPolicy: req.GetNetworkPolicy(),
 			SecretsTag: req.GetSecrets().GetTag(), Epoch: req.GetEpoch(),
+			Settings: &hostagentv1.SandboxSettings{OnTimeout: req.GetOnTimeout(), AutoResume: req.GetAutoResume(), CheckpointEverySec: req.GetCheckpointEverySec()},
 		}, req.GetEnv())
 		a.sandboxes[id].secrets, a.sandboxes[id].team = req.GetSecrets().GetValues(), req.GetTeam()
 		return nil
@@ -428,7 +429,7 @@ func copyOf(i *hostagentv1.SandboxInfo) *hostagentv1.SandboxInfo {
 		SandboxId: i.SandboxId, Status: i.Status, Template: i.Template, Vcpus: i.Vcpus, MemoryMb: i.MemoryMb, TimeoutSec: i.TimeoutSec,
 		CreatedAtUnix: i.CreatedAtUnix, LastActiveAtUnix: i.LastActiveAtUnix, Reason: i.Reason, Version: i.Version,
 		OnTimeout: i.OnTimeout, AutoResume: i.AutoResume, Unresponsive: i.Unresponsive, EndCause: i.EndCause,
-		StoredAt: i.StoredAt, StoredKey: i.StoredKey, NetworkPolicy: i.NetworkPolicy, SecretsTag: i.SecretsTag, Epoch: i.Epoch, SupersededBy: i.SupersededBy, NewestStored: i.NewestStored,
+		StoredAt: i.StoredAt, StoredKey: i.StoredKey, NetworkPolicy: i.NetworkPolicy, SecretsTag: i.SecretsTag, Epoch: i.Epoch, SupersededBy: i.SupersededBy, NewestStored: i.NewestStored, Settings: i.Settings,
 	}
 }
 
@@ -565,6 +566,30 @@ func (a *Agent) ReadMetrics(ctx context.Context, req *hostagentv1.ReadMetricsReq
 	return res, err
 }
 
+// SetSandboxSettings changes the settings.
+func (a *Agent) SetSandboxSettings(ctx context.Context, req *hostagentv1.SetSandboxSettingsRequest) (*hostagentv1.SetSandboxSettingsResponse, error) {
+	return &hostagentv1.SetSandboxSettingsResponse{}, a.with(ctx, "SetSandboxSettings", req.GetSandboxId(), func() error {
+		b, err := a.live(req.GetSandboxId())
+		if err != nil {
+			return err
+		}
+		b.info.Settings = req.GetSettings()
+		b.info.OnTimeout, b.info.AutoResume = req.GetSettings().GetOnTimeout(), req.GetSettings().GetAutoResume()
+		b.info.Version++
+		return nil
+	})
+}
+
+// Settings returns the settings of a sandbox.
+func (a *Agent) Settings(id wrenn.SandboxID) *hostagentv1.SandboxSettings {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if b := a.sandboxes[string(id)]; b != nil {
+		return b.info.GetSettings()
+	}
+	return nil
+}
+
 // ExtendSandbox changes the timeout, which this host never lets run out by itself: see End.
 func (a *Agent) ExtendSandbox(ctx context.Context, req *hostagentv1.ExtendSandboxRequest) (*hostagentv1.ExtendSandboxResponse, error) {
 	return &hostagentv1.ExtendSandboxResponse{}, a.with(ctx, "ExtendSandbox", req.GetSandboxId(), func() error {
@@ -603,6 +628,11 @@ func (a *Agent) set(id wrenn.SandboxID, to wrenn.ObservedState, change func(*hos
 		}
 		return nil
 	})
+}
+
+// Claim says that a sandbox has an epoch.
+func (a *Agent) Claim(id wrenn.SandboxID, state wrenn.ObservedState, epoch uint64) {
+	a.set(id, state, func(i *hostagentv1.SandboxInfo) { i.Epoch = epoch })
 }
 
 // Lose forgets a sandbox, as if the host's disk was replaced.

@@ -841,6 +841,21 @@ type BuildTemplate struct {
 	Workdir *string `json:"workdir,omitempty"`
 }
 
+// ChangeSandbox defines model for ChangeSandbox.
+type ChangeSandbox struct {
+	// AutoResume Commands, streams, files and checkpoints resume the sandbox when it is paused.
+	AutoResume *bool `json:"auto_resume,omitempty"`
+
+	// CheckpointEverySec How often a checkpoint is made by itself, in seconds, at least 60; 0 is never.
+	CheckpointEverySec *int64 `json:"checkpoint_every_sec,omitempty"`
+
+	// OnHostLoss What becomes of a running sandbox when an operator says that its host is lost. `restore` continues it on another host from its newest checkpoint in the snapshot store; without one it fails.
+	OnHostLoss *OnHostLoss `json:"on_host_loss,omitempty"`
+
+	// OnTimeout What happens to a sandbox that is not used for its timeout. `pause_disk` saves the disk alone, or the memory as well if the sandbox does not answer.
+	OnTimeout *OnTimeout `json:"on_timeout,omitempty"`
+}
+
 // Checkpoint defines model for Checkpoint.
 type Checkpoint struct {
 	// Automatic It was made by `checkpoint_every_sec`, and is deleted when newer ones replace it.
@@ -2582,6 +2597,9 @@ type SetSandboxNetworkJSONRequestBody = SetNetworkPolicy
 // SignalProcessJSONRequestBody defines body for SignalProcess for application/json ContentType.
 type SignalProcessJSONRequestBody = SignalProcess
 
+// ChangeSandboxJSONRequestBody defines body for ChangeSandbox for application/json ContentType.
+type ChangeSandboxJSONRequestBody = ChangeSandbox
+
 // SetSandboxTimeoutJSONRequestBody defines body for SetSandboxTimeout for application/json ContentType.
 type SetSandboxTimeoutJSONRequestBody = SetTimeout
 
@@ -2758,6 +2776,9 @@ type ServerInterface interface {
 	// ResumeSandbox Resume a paused sandbox
 	// (POST /v1/sandboxes/{id}/resume)
 	ResumeSandbox(w http.ResponseWriter, r *http.Request, id SandboxID, params ResumeSandboxParams)
+	// ChangeSandbox Change settings of a sandbox
+	// (PATCH /v1/sandboxes/{id}/settings)
+	ChangeSandbox(w http.ResponseWriter, r *http.Request, id SandboxID)
 	// SetSandboxTimeout Set when a sandbox ends by itself
 	// (POST /v1/sandboxes/{id}/timeout)
 	SetSandboxTimeout(w http.ResponseWriter, r *http.Request, id SandboxID)
@@ -3163,6 +3184,12 @@ func (_ Unimplemented) SignalProcess(w http.ResponseWriter, r *http.Request, id 
 // ResumeSandbox Resume a paused sandbox
 // (POST /v1/sandboxes/{id}/resume)
 func (_ Unimplemented) ResumeSandbox(w http.ResponseWriter, r *http.Request, id SandboxID, params ResumeSandboxParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// ChangeSandbox Change settings of a sandbox
+// (PATCH /v1/sandboxes/{id}/settings)
+func (_ Unimplemented) ChangeSandbox(w http.ResponseWriter, r *http.Request, id SandboxID) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -5039,6 +5066,32 @@ func (siw *ServerInterfaceWrapper) ResumeSandbox(w http.ResponseWriter, r *http.
 	handler.ServeHTTP(w, r)
 }
 
+// ChangeSandbox operation middleware
+func (siw *ServerInterfaceWrapper) ChangeSandbox(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ChangeSandbox(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // SetSandboxTimeout operation middleware
 func (siw *ServerInterfaceWrapper) SetSandboxTimeout(w http.ResponseWriter, r *http.Request) {
 
@@ -6267,6 +6320,9 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 	})
 	r.Group(func(r chi.Router) {
 		r.Put(options.BaseURL+"/v1/sandboxes/{id}/metadata", wrapper.SetSandboxMetadata)
+	})
+	r.Group(func(r chi.Router) {
+		r.Patch(options.BaseURL+"/v1/sandboxes/{id}/settings", wrapper.ChangeSandbox)
 	})
 	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/sandboxes/{id}/network/log", wrapper.GetSandboxNetworkLog)
@@ -16712,6 +16768,230 @@ func (response ResumeSandbox507JSONResponse) VisitResumeSandboxResponse(w http.R
 	return err
 }
 
+type ChangeSandboxRequestObject struct {
+	ID   SandboxID `json:"id"`
+	Body *ChangeSandboxJSONRequestBody
+}
+
+type ChangeSandboxResponseObject interface {
+	VisitChangeSandboxResponse(w http.ResponseWriter) error
+}
+
+type ChangeSandbox200JSONResponse struct{ OneSandboxJSONResponse }
+
+func (response ChangeSandbox200JSONResponse) VisitChangeSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ChangeSandbox400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response ChangeSandbox400JSONResponse) VisitChangeSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ChangeSandbox401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response ChangeSandbox401JSONResponse) VisitChangeSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ChangeSandbox403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response ChangeSandbox403JSONResponse) VisitChangeSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ChangeSandbox404JSONResponse struct{ NotFoundJSONResponse }
+
+func (response ChangeSandbox404JSONResponse) VisitChangeSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ChangeSandbox409JSONResponse struct{ ConflictJSONResponse }
+
+func (response ChangeSandbox409JSONResponse) VisitChangeSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ChangeSandbox413JSONResponse struct{ TooLargeJSONResponse }
+
+func (response ChangeSandbox413JSONResponse) VisitChangeSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ChangeSandbox415JSONResponse struct {
+	UnsupportedMediaTypeJSONResponse
+}
+
+func (response ChangeSandbox415JSONResponse) VisitChangeSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(415)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ChangeSandbox429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response ChangeSandbox429JSONResponse) VisitChangeSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ChangeSandbox500JSONResponse struct{ InternalJSONResponse }
+
+func (response ChangeSandbox500JSONResponse) VisitChangeSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ChangeSandbox503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response ChangeSandbox503JSONResponse) VisitChangeSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ChangeSandbox504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response ChangeSandbox504JSONResponse) VisitChangeSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type SetSandboxTimeoutRequestObject struct {
 	ID   SandboxID `json:"id"`
 	Body *SetSandboxTimeoutJSONRequestBody
@@ -23132,6 +23412,9 @@ type StrictServerInterface interface {
 	// ResumeSandbox Resume a paused sandbox
 	// (POST /v1/sandboxes/{id}/resume)
 	ResumeSandbox(ctx context.Context, request ResumeSandboxRequestObject) (ResumeSandboxResponseObject, error)
+	// ChangeSandbox Change settings of a sandbox
+	// (PATCH /v1/sandboxes/{id}/settings)
+	ChangeSandbox(ctx context.Context, request ChangeSandboxRequestObject) (ChangeSandboxResponseObject, error)
 	// SetSandboxTimeout Set when a sandbox ends by itself
 	// (POST /v1/sandboxes/{id}/timeout)
 	SetSandboxTimeout(ctx context.Context, request SetSandboxTimeoutRequestObject) (SetSandboxTimeoutResponseObject, error)
@@ -24691,6 +24974,39 @@ func (sh *strictHandler) ResumeSandbox(w http.ResponseWriter, r *http.Request, i
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(ResumeSandboxResponseObject); ok {
 		if err := validResponse.VisitResumeSandboxResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ChangeSandbox operation middleware
+func (sh *strictHandler) ChangeSandbox(w http.ResponseWriter, r *http.Request, id SandboxID) {
+	var request ChangeSandboxRequestObject
+
+	request.ID = id
+
+	var body ChangeSandboxJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ChangeSandbox(ctx, request.(ChangeSandboxRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ChangeSandbox")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ChangeSandboxResponseObject); ok {
+		if err := validResponse.VisitChangeSandboxResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -1835,6 +1835,130 @@ func (q *Queries) SetSandboxNetwork(ctx context.Context, arg SetSandboxNetworkPa
 	return i, err
 }
 
+const setSandboxSettings = `-- name: SetSandboxSettings :one
+WITH moved AS (
+    UPDATE sandboxes SET on_timeout = $1, auto_resume = $2, on_host_loss = $3, checkpoint_every_sec = $4,
+        updated_at = CASE WHEN state = 'paused' THEN updated_at ELSE clock_timestamp() END, version = version + 1
+    WHERE sandboxes.id = $5 AND sandboxes.version = $6 AND sandboxes.state IN ('running', 'paused')
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at
+), event AS (
+    INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
+    SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, $7, 'settings set' FROM moved
+)
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key, epoch, on_host_loss, checkpoint_every_sec, checkpoint_id, checkpoint_key, checkpoint_at FROM moved
+`
+
+type SetSandboxSettingsParams struct {
+	OnTimeout          string
+	AutoResume         bool
+	OnHostLoss         string
+	CheckpointEverySec int32
+	ID                 string
+	Version            int64
+	Actor              string
+}
+
+type SetSandboxSettingsRow struct {
+	ID                 string
+	TeamID             string
+	HostID             string
+	Template           string
+	State              string
+	Reason             string
+	VCPUs              int32
+	MemoryMB           int32
+	TimeoutSec         int32
+	Metadata           map[string]string
+	Env                map[string]string
+	CreatedAt          time.Time
+	StartedAt          *time.Time
+	LastActiveAt       *time.Time
+	UpdatedAt          time.Time
+	Version            int64
+	Worker             *int64
+	OnTimeout          string
+	AutoResume         bool
+	ParentID           string
+	Generation         string
+	EndCause           string
+	UnresponsiveSince  *time.Time
+	UnresponsiveReason string
+	AbsoluteTimeout    bool
+	EndsAt             *time.Time
+	Network            wrenn.NetworkPolicy
+	Volumes            []wrenn.VolumeMount
+	DiskMB             int32
+	StoredAt           *time.Time
+	StoredKey          string
+	Requires           map[string]string
+	Moving             bool
+	MovingNote         string
+	MovedKey           string
+	Epoch              int64
+	OnHostLoss         string
+	CheckpointEverySec int32
+	CheckpointID       string
+	CheckpointKey      string
+	CheckpointAt       *time.Time
+}
+
+func (q *Queries) SetSandboxSettings(ctx context.Context, arg SetSandboxSettingsParams) (SetSandboxSettingsRow, error) {
+	row := q.db.QueryRow(ctx, setSandboxSettings,
+		arg.OnTimeout,
+		arg.AutoResume,
+		arg.OnHostLoss,
+		arg.CheckpointEverySec,
+		arg.ID,
+		arg.Version,
+		arg.Actor,
+	)
+	var i SetSandboxSettingsRow
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.HostID,
+		&i.Template,
+		&i.State,
+		&i.Reason,
+		&i.VCPUs,
+		&i.MemoryMB,
+		&i.TimeoutSec,
+		&i.Metadata,
+		&i.Env,
+		&i.CreatedAt,
+		&i.StartedAt,
+		&i.LastActiveAt,
+		&i.UpdatedAt,
+		&i.Version,
+		&i.Worker,
+		&i.OnTimeout,
+		&i.AutoResume,
+		&i.ParentID,
+		&i.Generation,
+		&i.EndCause,
+		&i.UnresponsiveSince,
+		&i.UnresponsiveReason,
+		&i.AbsoluteTimeout,
+		&i.EndsAt,
+		&i.Network,
+		&i.Volumes,
+		&i.DiskMB,
+		&i.StoredAt,
+		&i.StoredKey,
+		&i.Requires,
+		&i.Moving,
+		&i.MovingNote,
+		&i.MovedKey,
+		&i.Epoch,
+		&i.OnHostLoss,
+		&i.CheckpointEverySec,
+		&i.CheckpointID,
+		&i.CheckpointKey,
+		&i.CheckpointAt,
+	)
+	return i, err
+}
+
 const setSandboxTimeout = `-- name: SetSandboxTimeout :one
 WITH moved AS (
     UPDATE sandboxes SET

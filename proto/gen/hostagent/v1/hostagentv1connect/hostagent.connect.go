@@ -82,6 +82,9 @@ const (
 	// HostAgentServiceExtendSandboxProcedure is the fully-qualified name of the HostAgentService's
 	// ExtendSandbox RPC.
 	HostAgentServiceExtendSandboxProcedure = "/hostagent.v1.HostAgentService/ExtendSandbox"
+	// HostAgentServiceSetSandboxSettingsProcedure is the fully-qualified name of the HostAgentService's
+	// SetSandboxSettings RPC.
+	HostAgentServiceSetSandboxSettingsProcedure = "/hostagent.v1.HostAgentService/SetSandboxSettings"
 	// HostAgentServiceSetNetworkPolicyProcedure is the fully-qualified name of the HostAgentService's
 	// SetNetworkPolicy RPC.
 	HostAgentServiceSetNetworkPolicyProcedure = "/hostagent.v1.HostAgentService/SetNetworkPolicy"
@@ -218,6 +221,8 @@ type HostAgentServiceClient interface {
 	DeleteCheckpoint(context.Context, *v1.DeleteCheckpointRequest) (*v1.DeleteCheckpointResponse, error)
 	// ExtendSandbox sets the time without use after which the sandbox ends.
 	ExtendSandbox(context.Context, *v1.ExtendSandboxRequest) (*v1.ExtendSandboxResponse, error)
+	// SetSandboxSettings changes the settings of a running or paused sandbox.
+	SetSandboxSettings(context.Context, *v1.SetSandboxSettingsRequest) (*v1.SetSandboxSettingsResponse, error)
 	// SetNetworkPolicy changes what a running or paused sandbox may reach, at once.
 	// Connections that stay allowed continue.
 	SetNetworkPolicy(context.Context, *v1.SetNetworkPolicyRequest) (*v1.SetNetworkPolicyResponse, error)
@@ -396,6 +401,12 @@ func NewHostAgentServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			httpClient,
 			baseURL+HostAgentServiceExtendSandboxProcedure,
 			connect.WithSchema(hostAgentServiceMethods.ByName("ExtendSandbox")),
+			connect.WithClientOptions(opts...),
+		),
+		setSandboxSettings: connect.NewClient[v1.SetSandboxSettingsRequest, v1.SetSandboxSettingsResponse](
+			httpClient,
+			baseURL+HostAgentServiceSetSandboxSettingsProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("SetSandboxSettings")),
 			connect.WithClientOptions(opts...),
 		),
 		setNetworkPolicy: connect.NewClient[v1.SetNetworkPolicyRequest, v1.SetNetworkPolicyResponse](
@@ -581,6 +592,7 @@ type hostAgentServiceClient struct {
 	restoreCheckpoint   *connect.Client[v1.RestoreCheckpointRequest, v1.RestoreCheckpointResponse]
 	deleteCheckpoint    *connect.Client[v1.DeleteCheckpointRequest, v1.DeleteCheckpointResponse]
 	extendSandbox       *connect.Client[v1.ExtendSandboxRequest, v1.ExtendSandboxResponse]
+	setSandboxSettings  *connect.Client[v1.SetSandboxSettingsRequest, v1.SetSandboxSettingsResponse]
 	setNetworkPolicy    *connect.Client[v1.SetNetworkPolicyRequest, v1.SetNetworkPolicyResponse]
 	readMetrics         *connect.Client[v1.ReadMetricsRequest, v1.ReadMetricsResponse]
 	readEgress          *connect.Client[v1.ReadEgressRequest, v1.ReadEgressResponse]
@@ -740,6 +752,15 @@ func (c *hostAgentServiceClient) DeleteCheckpoint(ctx context.Context, req *v1.D
 // ExtendSandbox calls hostagent.v1.HostAgentService.ExtendSandbox.
 func (c *hostAgentServiceClient) ExtendSandbox(ctx context.Context, req *v1.ExtendSandboxRequest) (*v1.ExtendSandboxResponse, error) {
 	response, err := c.extendSandbox.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// SetSandboxSettings calls hostagent.v1.HostAgentService.SetSandboxSettings.
+func (c *hostAgentServiceClient) SetSandboxSettings(ctx context.Context, req *v1.SetSandboxSettingsRequest) (*v1.SetSandboxSettingsResponse, error) {
+	response, err := c.setSandboxSettings.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -1011,6 +1032,8 @@ type HostAgentServiceHandler interface {
 	DeleteCheckpoint(context.Context, *v1.DeleteCheckpointRequest) (*v1.DeleteCheckpointResponse, error)
 	// ExtendSandbox sets the time without use after which the sandbox ends.
 	ExtendSandbox(context.Context, *v1.ExtendSandboxRequest) (*v1.ExtendSandboxResponse, error)
+	// SetSandboxSettings changes the settings of a running or paused sandbox.
+	SetSandboxSettings(context.Context, *v1.SetSandboxSettingsRequest) (*v1.SetSandboxSettingsResponse, error)
 	// SetNetworkPolicy changes what a running or paused sandbox may reach, at once.
 	// Connections that stay allowed continue.
 	SetNetworkPolicy(context.Context, *v1.SetNetworkPolicyRequest) (*v1.SetNetworkPolicyResponse, error)
@@ -1185,6 +1208,12 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 		HostAgentServiceExtendSandboxProcedure,
 		svc.ExtendSandbox,
 		connect.WithSchema(hostAgentServiceMethods.ByName("ExtendSandbox")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceSetSandboxSettingsHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceSetSandboxSettingsProcedure,
+		svc.SetSandboxSettings,
+		connect.WithSchema(hostAgentServiceMethods.ByName("SetSandboxSettings")),
 		connect.WithHandlerOptions(opts...),
 	)
 	hostAgentServiceSetNetworkPolicyHandler := connect.NewUnaryHandlerSimple(
@@ -1383,6 +1412,8 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 			hostAgentServiceDeleteCheckpointHandler.ServeHTTP(w, r)
 		case HostAgentServiceExtendSandboxProcedure:
 			hostAgentServiceExtendSandboxHandler.ServeHTTP(w, r)
+		case HostAgentServiceSetSandboxSettingsProcedure:
+			hostAgentServiceSetSandboxSettingsHandler.ServeHTTP(w, r)
 		case HostAgentServiceSetNetworkPolicyProcedure:
 			hostAgentServiceSetNetworkPolicyHandler.ServeHTTP(w, r)
 		case HostAgentServiceReadMetricsProcedure:
@@ -1508,6 +1539,10 @@ func (UnimplementedHostAgentServiceHandler) DeleteCheckpoint(context.Context, *v
 
 func (UnimplementedHostAgentServiceHandler) ExtendSandbox(context.Context, *v1.ExtendSandboxRequest) (*v1.ExtendSandboxResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ExtendSandbox is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) SetSandboxSettings(context.Context, *v1.SetSandboxSettingsRequest) (*v1.SetSandboxSettingsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.SetSandboxSettings is not implemented"))
 }
 
 func (UnimplementedHostAgentServiceHandler) SetNetworkPolicy(context.Context, *v1.SetNetworkPolicyRequest) (*v1.SetNetworkPolicyResponse, error) {
