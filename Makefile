@@ -96,7 +96,7 @@ recipes: ## test the programs of images/templates on this machine, with E2B's SD
 	@scripts/recipes.sh
 
 .PHONY: chaos
-chaos: ## kill, stop and restart control planes, host agents and PostgreSQL under load for MINUTES (default 30), then compare with what clients know; needs root and PostgreSQL
+chaos: ## kill, stop and cut off control planes, host agents, PostgreSQL and the snapshot store under load for MINUTES (default 30), then compare with what clients know (docs/fleet.md); needs root and PostgreSQL
 	$(AS_ROOT) env PATH="$$PATH" WRENN_TEST_CHAOS_SECONDS=$$(($(or $(MINUTES),30) * 60)) WRENN_TEST_CHAOS_SEED=$(SEED) \
 		go test -trimpath -tags root -count=1 -timeout 24h -run TestChaos -v ./internal/livetest
 

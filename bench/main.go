@@ -16,6 +16,9 @@ import (
 	"slices"
 	"text/tabwriter"
 	"time"
+
+	"wrenn.dev/internal/host/fakehost"
+	program "wrenn.dev/internal/run"
 )
 
 // row is one line of the table.
@@ -86,9 +89,14 @@ var benchmarks = []benchmark{
 	{"wake", wake},
 	{"sdk", sdk},
 	{"builds", builds},
+	{"rolling", rolling},
+	{"drain", drainFifty},
 }
 
 func main() {
+	if part, ok := fakehost.Part(); ok {
+		program.Main(part)
+	}
 	if part, ok := partOf(os.Args[1:]); ok {
 		if err := part(); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)

@@ -48,7 +48,11 @@ type stack struct {
 	url    string
 	api    *client.Client
 	gauges string // address of the agent's metrics
-	undo   rollback.Stack
+
+	planeConfig string   // the path of the control plane's configuration
+	configured  []hostOf // the hosts in it
+
+	undo rollback.Stack
 }
 
 // hostOf names a host agent to the control plane.
@@ -138,19 +142,15 @@ func (s *stack) startPlane(ctx context.Context, hosts []hostOf) error {
 	if err != nil {
 		return err
 	}
-	config, err := s.write("plane.toml", settings{
-		"listen": address, "metrics_listen": "",
-		"database": settings{"url": s.db.URL("wrenn")},
-		"limits":   settings{"sandboxes": 1_000_000, "team_memory_mb": 1 << 40, "requests_per_second": 1e6, "request_burst": 1_000_000, "open_requests": 1_000_000},
-		"host":     hosts,
-	})
+	config, err := s.writePlane("plane.toml", address, hosts)
 	if err != nil {
 		return err
 	}
+	s.planeConfig, s.configured = config, hosts
 	if _, err := output(ctx, "bin/control-plane", "--config", config, "migrate"); err != nil {
 		return err
 	}
-	if s.key, err = output(ctx, "bin/control-plane", "--config", config, "key", "bench", "bench"); err != nil {
+	if s.key, err = output(ctx, "bin/control-plane", "--config", config, "key", "--operator", "bench", "bench"); err != nil {
 		return err
 	}
 	if s.plane, err = s.start("bin/control-plane", "--config", config); err != nil {
@@ -161,6 +161,16 @@ func (s *stack) startPlane(ctx context.Context, hosts []hostOf) error {
 		return err
 	}
 	return s.plane.wait(ctx, s.api.Ready)
+}
+
+// writePlane writes the configuration of a control plane.
+func (s *stack) writePlane(name, address string, hosts []hostOf) (path string, err error) {
+	return s.write(name, settings{
+		"listen": address, "metrics_listen": "",
+		"database": settings{"url": s.db.URL("wrenn")},
+		"limits":   settings{"sandboxes": 1_000_000, "team_memory_mb": 1 << 40, "requests_per_second": 1e6, "request_burst": 1_000_000, "open_requests": 1_000_000},
+		"host":     hosts,
+	})
 }
 
 // client returns a client with its own connections.
@@ -190,9 +200,10 @@ func (s *stack) write(name string, config settings) (path string, err error) {
 
 // daemon is a process of a stack.
 type daemon struct {
-	pid  int
-	log  string
-	done chan struct{} // closed when it has ended
+	pid     int
+	process *os.Process
+	log     string
+	done    chan struct{} // closed when it has ended
 }
 
 // start starts a daemon, which stops with the stack, and when this process ends for
@@ -221,17 +232,20 @@ func (s *stack) start(name string, args ...string) (*daemon, error) {
 	if err := <-failed; err != nil {
 		return nil, err
 	}
-	d.pid = cmd.Process.Pid
-	s.undo.Add(func(context.Context) error {
-		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
-		select {
-		case <-d.done:
-			return nil
-		case <-time.After(stopWait):
-			return errors.Join(fmt.Errorf("%s does not stop: see %s", name, d.log), cmd.Process.Kill())
-		}
-	})
+	d.pid, d.process = cmd.Process.Pid, cmd.Process
+	s.undo.Add(d.stop)
 	return d, nil
+}
+
+// stop ends the daemon in order. Twice is allowed.
+func (d *daemon) stop(context.Context) error {
+	_ = d.process.Signal(syscall.SIGTERM) // it may have ended
+	select {
+	case <-d.done:
+		return nil
+	case <-time.After(stopWait):
+		return errors.Join(fmt.Errorf("a program does not stop: see %s", d.log), d.process.Kill())
+	}
 }
 
 // wait waits until answers returns nil; its error includes the daemon's last output.

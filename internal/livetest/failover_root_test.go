@@ -21,18 +21,17 @@ import (
 // told is true on the standby.
 func TestFailover(t *testing.T) {
 	db := pgtest.Replicated(t)
-	f := newFleetOn(t, db.URL)
+	f := newFleetOn(t, db.URL, func(*testing.T, *plane) {})
 	var steps atomic.Int64
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
-	users := make([]*user, clients)
 	var load sync.WaitGroup
-	for i := range users {
-		users[i] = &user{fleet: f, random: rand.New(rand.NewPCG(1, uint64(i+1))), name: fmt.Sprint("user", i)}
+	for i := range clients {
+		u := f.newUser(i, rand.New(rand.NewPCG(1, uint64(i+1))))
 		load.Go(func() {
 			for ctx.Err() == nil && !t.Failed() {
-				if err := users[i].step(t.Context()); err != nil {
-					t.Errorf("%s: sandbox %q: %v", users[i].name, users[i].id, err)
+				if err := u.step(t.Context()); err != nil {
+					t.Errorf("%s: %v", u.name, err)
 				}
 				steps.Add(1)
 			}
@@ -50,10 +49,8 @@ func TestFailover(t *testing.T) {
 	stop()
 	load.Wait()
 	f.ready(t)
-	for _, u := range users {
-		u.check(t)
-		t.Logf("%s: %d calls, %d of them repeated", u.name, u.calls, u.repeated)
-	}
+	f.report(t, nil)
+	f.check(t)
 	f.empty(t)
 
 	conn, err := pgx.Connect(t.Context(), db.URL)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"wrenn.dev"
 	"wrenn.dev/client"
 	"wrenn.dev/internal/controlplane"
 	"wrenn.dev/internal/controlplane/service"
@@ -48,7 +49,8 @@ func New(t *testing.T) Server {
 	return s
 }
 
-// MakeKey makes a team in the database of cfg, and returns a key of it.
+// MakeKey makes a team in the database of cfg, and returns a key of it, which may also do
+// what operators do.
 func MakeKey(t *testing.T, cfg controlplane.Config, log *slog.Logger) string {
 	t.Helper()
 	svc, closeStore, err := controlplane.Open(t.Context(), cfg, log)
@@ -56,7 +58,7 @@ func MakeKey(t *testing.T, cfg controlplane.Config, log *slog.Logger) string {
 	defer closeStore()
 	team, err := svc.EnsureTeam(t.Context(), "team")
 	testkit.Must(t, err)
-	_, key, err := svc.CreateKey(t.Context(), service.Caller{Team: team}, service.NewKey{Name: "key"})
+	_, key, err := svc.CreateKey(t.Context(), service.Caller{Team: team}, service.NewKey{Name: "key", Scopes: wrenn.OperatorScopes})
 	testkit.Must(t, err)
 	return key
 }

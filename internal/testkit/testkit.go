@@ -1,6 +1,6 @@
 // Package testkit has the few helpers that tests of every side need: to stop on
 // an unexpected error, to check an error's code, to wait for something that
-// sends no signal, and to find a program or an address that the machine may lack. Only tests and packages for tests import it.
+// sends no signal, to cut a connection, and to find a program or an address that the machine may lack. Only tests and packages for tests import it.
 package testkit
 
 import (

@@ -17,12 +17,12 @@ func (s *Snapshots) CreateCheckpoint(ctx context.Context, c Caller, id wrenn.San
 	if len(name) > wrenn.MaxCheckpointNameBytes || !wrenn.IsText(name) {
 		return nil, wrenn.Errorf(wrenn.Invalid, "the name of a checkpoint is text of at most %d bytes", wrenn.MaxCheckpointNameBytes)
 	}
-	host, err := s.use(ctx, c, id)
-	if err != nil {
-		return nil, err
-	}
 	defer s.used.add(id)
-	cp, err := host.CreateCheckpoint(ctx, id, wrenn.NewCheckpointID(), name)
+	var cp wrenn.Checkpoint
+	err := s.onHost(ctx, c, id, func(host *hostclient.Client) (err error) {
+		cp, err = host.CreateCheckpoint(ctx, id, wrenn.NewCheckpointID(), name)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

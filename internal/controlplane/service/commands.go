@@ -39,12 +39,13 @@ func (s *Commands) Exec(ctx context.Context, c Caller, id wrenn.SandboxID, cmd w
 	if err := s.limits.checkCommand(cmd); err != nil {
 		return nil, err
 	}
-	host, err := s.use(ctx, c, id)
-	if err != nil {
-		return nil, err
-	}
-	defer s.used.add(id) // it may have taken long
-	return host.Exec(ctx, id, c.Team, cmd)
+	var result *wrenn.ExecResult
+	err := s.onHost(ctx, c, id, func(host *hostclient.Client) (err error) {
+		defer s.used.add(id) // it may have taken long
+		result, err = host.Exec(ctx, id, c.Team, cmd)
+		return err
+	})
+	return result, err
 }
 
 // CheckExec returns the error that StartExec and AttachExec would return for the
@@ -103,11 +104,11 @@ func (s *Commands) AwaitRunning(ctx context.Context, c Caller, id wrenn.SandboxI
 }
 
 func (s *Commands) open(ctx context.Context, c Caller, id wrenn.SandboxID, f func(*hostclient.Client) (*hostclient.ExecStream, error)) (ExecStream, error) {
-	host, err := s.use(ctx, c, id)
-	if err != nil {
-		return nil, err
-	}
-	stream, err := f(host)
+	var stream *hostclient.ExecStream
+	err := s.onHost(ctx, c, id, func(host *hostclient.Client) (err error) {
+		stream, err = f(host)
+		return err
+	})
 	if err != nil {
 		return nil, err // not an ExecStream that holds a nil
 	}

@@ -155,3 +155,39 @@ func TestCopiedByAnOperator(t *testing.T) {
 	_, err = s.ResumeSandbox(t.Context(), w.caller, sb.ID)
 	testkit.Must(t, err)
 }
+
+// TestUseOfASandboxThatWasMoved: a sandbox is moved between a request's look at its row and
+// its call to the host, which does not have it any more. The request goes to the next host.
+func TestUseOfASandboxThatWasMoved(t *testing.T) {
+	t.Parallel()
+	var move atomic.Pointer[func()]
+	before := func(_ context.Context, method, _ string) error {
+		if f := move.Load(); f != nil && method == "Exec" && move.CompareAndSwap(f, nil) {
+			(*f)()
+		}
+		return nil
+	}
+	agent := func() *hosttest.Agent { return &hosttest.Agent{HasStore: true, Stores: true, Before: before} }
+	w := newWorld(t, agent(), agent())
+	s, _ := w.replica(t, nil)
+	sb, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{})
+	testkit.Must(t, err)
+	to := map[wrenn.HostID]wrenn.HostID{"h1": "h2", "h2": "h1"}[sb.Host]
+	moves := func() {
+		_, err := s.PauseSandbox(t.Context(), w.caller, sb.ID)
+		if err == nil {
+			testkit.WaitNoError(t, "it is moved", func() error { _, err := s.MoveSandbox(t.Context(), sb.ID, to); return err })
+			_, err = s.ResumeSandbox(t.Context(), w.caller, sb.ID)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		w.on(sb.Host).Lose(sb.ID)
+	}
+	move.Store(&moves)
+	_, err = s.Exec(t.Context(), w.caller, sb.ID, wrenn.ExecCommand{Cmd: "echo"})
+	testkit.Must(t, err)
+	if now := w.reaches(t, sb.ID, wrenn.Running); now.Host != to || move.Load() != nil {
+		t.Errorf("%+v", now)
+	}
+}

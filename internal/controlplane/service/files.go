@@ -10,6 +10,7 @@ import (
 
 	"wrenn.dev"
 	"wrenn.dev/internal/controlplane/guestagent"
+	"wrenn.dev/internal/controlplane/hostclient"
 )
 
 // Files move files into sandboxes and out of them, and look at and change their trees.
@@ -26,7 +27,11 @@ func (s *Files) WriteFile(ctx context.Context, c Caller, id wrenn.SandboxID, use
 		return err
 	}
 	defer s.used.add(id)
-	return host.Write(ctx, id, user, path, content)
+	err = host.Write(ctx, id, user, path, content)
+	if s.leftHost(ctx, host, id, err) { // and some of the content may have been read
+		return &wrenn.Error{Code: wrenn.Unavailable, Message: "the sandbox was moved to another host; try again", Err: err}
+	}
+	return err
 }
 
 // ReadFile opens a file. The caller closes it. A cut transfer is an error of
@@ -35,11 +40,12 @@ func (s *Files) ReadFile(ctx context.Context, c Caller, id wrenn.SandboxID, user
 	if err := checkFile(user, path); err != nil {
 		return nil, err
 	}
-	host, err := s.use(ctx, c, id)
-	if err != nil {
-		return nil, err
-	}
-	return host.Read(ctx, id, user, path)
+	var content io.ReadCloser
+	err := s.onHost(ctx, c, id, func(host *hostclient.Client) (err error) {
+		content, err = host.Read(ctx, id, user, path)
+		return err
+	})
+	return content, err
 }
 
 // StatFile describes a file, directory or link: NotFound if there is none.
@@ -162,16 +168,16 @@ func (c *core) withAgent(ctx context.Context, caller Caller, id wrenn.SandboxID,
 }
 
 // openAgent connects to the agent of a sandbox. The caller closes it.
-func (c *core) openAgent(ctx context.Context, caller Caller, id wrenn.SandboxID) (*guestagent.Agent, error) {
-	host, err := c.use(ctx, caller, id)
-	if err != nil {
-		return nil, err
-	}
-	token, err := c.tokens.of(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	return guestagent.Open(ctx, host, id, token)
+func (c *core) openAgent(ctx context.Context, caller Caller, id wrenn.SandboxID) (agent *guestagent.Agent, err error) {
+	err = c.onHost(ctx, caller, id, func(host *hostclient.Client) error {
+		token, err := c.tokens.of(ctx, id)
+		if err != nil {
+			return err
+		}
+		agent, err = guestagent.Open(ctx, host, id, token)
+		return err
+	})
+	return agent, err
 }
 
 // FileWatch is a directory of a sandbox that is watched. Next is for one goroutine.

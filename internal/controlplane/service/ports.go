@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"wrenn.dev"
+	"wrenn.dev/internal/controlplane/hostclient"
 	"wrenn.dev/internal/recent"
 	"wrenn.dev/internal/wake"
 )
@@ -43,12 +44,12 @@ const (
 )
 
 // ConnectPort connects to a TCP port of a sandbox of the caller's team; see DialPort.
-func (p *Ports) ConnectPort(ctx context.Context, c Caller, id wrenn.SandboxID, port uint16) (net.Conn, error) {
-	host, err := p.use(ctx, c, id)
-	if err != nil {
-		return nil, err
-	}
-	return host.DialPort(ctx, id, port)
+func (p *Ports) ConnectPort(ctx context.Context, c Caller, id wrenn.SandboxID, port uint16) (conn net.Conn, err error) {
+	err = p.onHost(ctx, c, id, func(host *hostclient.Client) (err error) {
+		conn, err = host.DialPort(ctx, id, port)
+		return err
+	})
+	return conn, err
 }
 
 // DialPort connects to a TCP port of a sandbox, of any team. It waits while the

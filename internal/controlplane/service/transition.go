@@ -199,6 +199,31 @@ func (c *core) use(ctx context.Context, caller Caller, id wrenn.SandboxID) (*hos
 	}
 }
 
+// onHost calls f with the client of the host on which a sandbox runs, as use returns it. A
+// host that does not have the sandbox, because it was moved since its row was read, has done
+// nothing: then f is called again with the next host.
+func (c *core) onHost(ctx context.Context, caller Caller, id wrenn.SandboxID, f func(*hostclient.Client) error) error {
+	for {
+		host, err := c.use(ctx, caller, id)
+		if err != nil {
+			return err
+		}
+		if err = f(host); !c.leftHost(ctx, host, id, err) {
+			return err
+		}
+	}
+}
+
+// leftHost reports whether a host does not have a sandbox, as err says, because it was moved
+// to another one since its row was read.
+func (c *core) leftHost(ctx context.Context, host *hostclient.Client, id wrenn.SandboxID, err error) bool {
+	if wrenn.CodeOf(err) != wrenn.NotFound {
+		return false
+	}
+	now, err := c.store.Sandbox(ctx, id)
+	return err == nil && now.Epoch != host.Epoch()
+}
+
 // resumed resumes a paused sandbox, and returns its host then: another one, if its own had
 // no room.
 func (c *core) resumed(ctx context.Context, caller Caller, sb *wrenn.Sandbox, host *hostclient.Client) (*hostclient.Client, error) {

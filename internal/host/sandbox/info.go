@@ -68,7 +68,7 @@ func (i Info) refusal() error {
 	case StatusPaused:
 		return wrenn.NotWhilePaused(i.ID)
 	case StatusPausing, StatusResuming, StatusRestoring:
-		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is %s: try again in a moment", i.ID, i.Status)
+		return wrenn.Errorf(wrenn.Unavailable, "sandbox %s is %s: try again in a moment", i.ID, i.Status)
 	case StatusStopping, statusRemoved:
 		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is being removed", i.ID)
 	case StatusStopped, StatusFailed, StatusQuarantined:

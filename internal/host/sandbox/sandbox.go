@@ -134,7 +134,7 @@ func (s *Sandbox) DialPort(ctx context.Context, port uint16) (net.Conn, error) {
 func (s *Sandbox) Touch() { s.state.touch() }
 
 // Use keeps the sandbox from ending for lack of use until release is called,
-// once, and records that it was used now. FailedPrecondition unless it runs, Unavailable for another epoch,
+// once, and records that it was used now. FailedPrecondition unless it runs, Unavailable for another epoch and while it is paused or restored,
 // NotResponding while its guest does not answer; but a paused sandbox with AutoResume is resumed first, once for all callers that wait.
 func (s *Sandbox) Use(ctx context.Context) (release func(), err error) {
 	if err := s.journal.checkEpoch(ctx, s.id); err != nil {

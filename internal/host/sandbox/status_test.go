@@ -88,3 +88,14 @@ func TestAStatusThatMayNotFollow(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestRefusalsOfWhatPassesAreUnavailable: what passes by itself in a moment is Unavailable, which
+// clients repeat. A drain pauses a sandbox while its row still says that it runs.
+func TestRefusalsOfWhatPassesAreUnavailable(t *testing.T) {
+	for status, want := range map[Status]wrenn.Code{
+		StatusPausing: wrenn.Unavailable, StatusResuming: wrenn.Unavailable, StatusRestoring: wrenn.Unavailable,
+		StatusPaused: wrenn.FailedPrecondition, StatusStopping: wrenn.FailedPrecondition, StatusFailed: wrenn.FailedPrecondition,
+	} {
+		testkit.WantCode(t, Info{Status: status}.refusal(), want)
+	}
+}

@@ -1,8 +1,6 @@
 package objectstest
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -10,6 +8,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"wrenn.dev/internal/child"
 	"wrenn.dev/internal/filelock"
 	"wrenn.dev/internal/testkit"
 )
@@ -25,7 +24,7 @@ type Server struct {
 	Secret      string // of the credentials
 
 	program string
-	cmd     *exec.Cmd
+	process *child.Process
 }
 
 // StartServer starts versitygw, which it builds once if PATH does not have it, and stops
@@ -53,12 +52,16 @@ func StartServer(tb testing.TB) *Server {
 // URL returns the URL of the bucket, for objects.Open.
 func (s *Server) URL() string { return "s3://wrenn?endpoint=" + s.Address + "&insecure=true" }
 
-// Start starts the server again after Kill, at the same address and with what it had.
-func (s *Server) Start(tb testing.TB) {
+// Start starts the server again after Kill, at the same address and with what it had. The
+// flags are more of versitygw, such as --readonly.
+func (s *Server) Start(tb testing.TB, flags ...string) {
 	tb.Helper()
-	s.cmd = exec.CommandContext(context.WithoutCancel(tb.Context()), s.program, "--port", s.Address, "--access", "test", "--secret", s.Secret, "--quiet", "posix", s.Dir)
-	s.cmd.Stderr = os.Stderr
-	testkit.Must(tb, s.cmd.Start())
+	args := append([]string{"--port", s.Address, "--access", "test", "--secret", s.Secret, "--quiet"}, flags...)
+	cmd := exec.Command(s.program, append(args, "posix", s.Dir)...) //nolint:noctx // Kill ends it
+	cmd.Stderr = os.Stderr
+	var err error
+	s.process, err = child.Start(cmd)
+	testkit.Must(tb, err)
 	testkit.WaitNoError(tb, "the S3 server answers", func() error {
 		var d net.Dialer
 		conn, err := d.DialContext(tb.Context(), "tcp", s.Address)
@@ -72,10 +75,7 @@ func (s *Server) Start(tb testing.TB) {
 // Kill ends the server at once.
 func (s *Server) Kill(tb testing.TB) {
 	tb.Helper()
-	if err := s.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		tb.Error(err)
-	}
-	_ = s.cmd.Wait() // it was killed
+	testkit.Must(tb, s.process.Kill())
 }
 
 // serverProgram returns the path of the server, which it builds if necessary. Tests of

@@ -20,6 +20,7 @@ import (
 
 	"wrenn.dev/internal/guest"
 	"wrenn.dev/internal/guest/guesttest"
+	"wrenn.dev/internal/launch"
 	"wrenn.dev/internal/netns"
 	"wrenn.dev/internal/network"
 )
@@ -47,11 +48,7 @@ func Boot(cfg Config) (stop func(), err error) {
 	if err != nil {
 		return nil, errors.Join(err, netns.Delete(name))
 	}
-	var l net.Listener
-	err = netns.Do(inside, func() (err error) {
-		l, err = (&net.ListenConfig{}).Listen(context.Background(), "tcp4", network.EnvdAddress)
-		return err
-	})
+	l, err := listen(inside)
 	if err != nil {
 		unplug()
 		return nil, errors.Join(err, netns.Delete(name))
@@ -72,6 +69,44 @@ func Boot(cfg Config) (stop func(), err error) {
 			cfg.Log.Error("agent", slog.Any("err", err))
 		}
 	}, nil
+}
+
+// Serve serves an agent, as Boot does, in a process that is the machine: it is in the
+// slot's namespace, and has the inside of the guest in one that ends with it. It returns
+// when ctx has ended.
+func Serve(ctx context.Context, log *slog.Logger) error {
+	var inside *os.File
+	err := launch.OnThread(func() (err error) {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		inside, err = os.Open("/proc/thread-self/ns/net")
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer inside.Close()
+	path := fmt.Sprintf("/proc/self/fd/%d", inside.Fd())
+	unplug, err := plug("/proc/self/ns/net", path, nil)
+	if err != nil {
+		return err
+	}
+	defer unplug()
+	l, err := listen(path)
+	if err != nil {
+		return err
+	}
+	return guest.New(guest.Config{Machine: &fixedMachine{}, Log: log}).Serve(ctx, l)
+}
+
+// listen listens where the agent of a guest does.
+func listen(inside string) (l net.Listener, err error) {
+	err = netns.Do(inside, func() (err error) {
+		l, err = (&net.ListenConfig{}).Listen(context.Background(), "tcp4", network.EnvdAddress)
+		return err
+	})
+	return l, err
 }
 
 // plug connects a card in the namespace inside to the TAP of the slot.
