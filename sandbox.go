@@ -315,10 +315,24 @@ type Checkpoint struct {
 	Name      string       `json:"name,omitempty"`   // for people
 	CreatedAt time.Time    `json:"created"`
 	SizeBytes int64        `json:"bytes"` // on its host's disk, including what it shares with others
+	OwnBytes  *int64       `json:"-"`     // what it shares with no other file: its deletion frees that; nil when not measured
 	// Stored is where it is in the snapshot store; zero while it is on its host alone.
 	Stored Stored `json:"stored,omitzero"`
 	// Automatic means that its host made it by itself, see SandboxSpec.CheckpointEvery.
 	Automatic bool `json:"automatic,omitempty"`
+}
+
+// Checkpoints are the checkpoints of a sandbox.
+type Checkpoints struct {
+	List      []Checkpoint // oldest first
+	Head      CheckpointID // the one that the sandbox continues from; "" for none
+	DiskBytes *int64       // what they take together, shared blocks once; nil when not measured
+}
+
+// ConsoleQuery is which part of a console is wanted.
+type ConsoleQuery struct {
+	Follow bool      // also new output, until the sandbox ends
+	Since  time.Time // only what was printed after it, to about a second; zero is everything
 }
 
 // TeamID names the owner of sandboxes and keys: a UUID.

@@ -70,14 +70,16 @@ type Checkpoint struct {
 	Name      string    `json:"name"`                // for people
 	CreatedAt time.Time `json:"created_at"`
 	SizeBytes int64     `json:"size_bytes"`          // on its host's disk, including what it shares with others
+	OwnBytes  *int64    `json:"own_bytes,omitempty"` // what its deletion frees; nil when the server cannot tell, and from CreateCheckpoint
 	StoredAt  time.Time `json:"stored_at,omitzero"`  // set while it is in the snapshot store as well: since when
 	Automatic bool      `json:"automatic,omitempty"` // it was made by CreateSandbox.CheckpointEvery
 }
 
 // Checkpoints are the checkpoints of a sandbox.
 type Checkpoints struct {
-	Checkpoints []Checkpoint `json:"checkpoints"`    // oldest first
-	Head        string       `json:"head,omitempty"` // the one that the sandbox continued from last; "" for none
+	Checkpoints []Checkpoint `json:"checkpoints"`          // oldest first
+	Head        string       `json:"head,omitempty"`       // the one that the sandbox continued from last; "" for none
+	DiskBytes   *int64       `json:"disk_bytes,omitempty"` // what they take together, shared blocks once; nil when the server cannot tell
 }
 
 // CreateCheckpoint saves the current state of a running sandbox, which then

@@ -202,6 +202,11 @@ func (s *stack) testCheckpoints(t *testing.T) {
 	if err != nil || len(all.Checkpoints) != 2 || all.Head != two || all.Checkpoints[0].ParentID != "" {
 		t.Errorf("%+v, %v", all, err)
 	}
+	for _, cp := range all.Checkpoints { // both share most of the memory with the template
+		if cp.OwnBytes == nil || *cp.OwnBytes >= cp.SizeBytes || all.DiskBytes == nil || *all.DiskBytes < cp.SizeBytes {
+			t.Errorf("measured %+v", all)
+		}
+	}
 	if _, err := s.api.RestoreCheckpoint(t.Context(), id, one); client.CodeOf(err) != client.NotFound {
 		t.Errorf("restore to a deleted checkpoint: %v", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"wrenn.dev"
 	"wrenn.dev/internal/host/sandbox"
@@ -18,7 +19,7 @@ func TestGuestSystem(t *testing.T) {
 	h := openHost(t)
 	sb, err := h.Manager.Create(t.Context(), wrenn.NewSandboxID(), small)
 	sb = keep(t, sb, err)
-	if console, _, err := h.Manager.Console(sb.ID()); err != nil || strings.Contains(console, "wrenn-init:") || strings.Contains(console, "stage0:") {
+	if console, _, err := h.Manager.Console(sb.ID(), time.Time{}); err != nil || strings.Contains(console, "wrenn-init:") || strings.Contains(console, "stage0:") {
 		t.Errorf("the console says %v\n%s", err, console)
 	}
 	for _, tt := range []struct{ name, user, script, want string }{

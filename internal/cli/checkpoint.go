@@ -46,11 +46,14 @@ type checkpointListCommand struct {
 // Run prints a table, or the checkpoints and the head as JSON.
 func (c *checkpointListCommand) Run(ctx context.Context, s *session) error {
 	return s.checkpoints(ctx, c.Sandbox, func(w io.Writer, all *client.Checkpoints) {
-		rows := [][]string{{"ID", "PARENT", "AGE", "SIZE", "STORED", "NAME"}}
+		rows := [][]string{{"ID", "PARENT", "AGE", "SIZE", "OWN", "STORED", "NAME"}}
 		for _, cp := range all.Checkpoints {
-			rows = append(rows, []string{cp.ID, orDash(cp.ParentID), age(cp.CreatedAt), size(cp.SizeBytes), yesNo(!cp.StoredAt.IsZero()), orDash(cp.Name)})
+			rows = append(rows, []string{cp.ID, orDash(cp.ParentID), age(cp.CreatedAt), size(cp.SizeBytes), knownSize(cp.OwnBytes), yesNo(!cp.StoredAt.IsZero()), orDash(cp.Name)})
 		}
 		table(w, rows)
+		if all.DiskBytes != nil && len(all.Checkpoints) > 1 {
+			fmt.Fprintf(s.Err, "together %s\n", size(*all.DiskBytes))
+		}
 	})
 }
 
@@ -63,6 +66,14 @@ func orDash(text string) string {
 
 // size formats a number of bytes in whole MiB, rounded up.
 func size(bytes int64) string { return fmt.Sprintf("%dM", (bytes+1<<20-1)>>20) }
+
+// knownSize is size of a number that may be unknown.
+func knownSize(bytes *int64) string {
+	if bytes == nil {
+		return "-"
+	}
+	return size(*bytes)
+}
 
 func (s *session) checkpoints(ctx context.Context, sandbox string, text func(io.Writer, *client.Checkpoints)) error {
 	api, err := s.client()

@@ -134,8 +134,10 @@ func server(t *testing.T) *httptest.Server {
 		return map[string]any{"id": id, "parent_id": parent, "name": name, "created_at": now, "size_bytes": 3<<20 + 1}
 	}
 	mux.HandleFunc("POST /v1/sandboxes/{id}/checkpoints", answer(201, point("s1", "", "")))
-	mux.HandleFunc("GET /v1/sandboxes/{id}/checkpoints", answer(200, map[string]any{"head": "s4", "checkpoints": []any{
-		point("s1", "", "start"), point("s2", "s1", ""), point("s3", "s2", "\x1b[31m"), point("s4", "s1", "other way"), point("s5", "gone", ""),
+	measured := point("s1", "", "start")
+	measured["own_bytes"] = 1<<20 + 1
+	mux.HandleFunc("GET /v1/sandboxes/{id}/checkpoints", answer(200, map[string]any{"head": "s4", "disk_bytes": 9 << 20, "checkpoints": []any{
+		measured, point("s2", "s1", ""), point("s3", "s2", "\x1b[31m"), point("s4", "s1", "other way"), point("s5", "gone", ""),
 	}}))
 	mux.HandleFunc("POST /v1/sandboxes/{id}/checkpoints/{checkpoint}/restore", answer(200, box))
 	mux.HandleFunc("DELETE /v1/sandboxes/{id}/checkpoints/{checkpoint}", answer(200, nil))
@@ -294,12 +296,12 @@ func TestCommands(t *testing.T) {
 		"go back":            {[]string{"checkpoint", "restore", testID, "s1"}, "", result{0, testID + "\n", ""}},
 		"no checkpoints":     {[]string{"checkpoint", "rm", testID, "s1", "s2"}, "", result{0, "s1\ns2\n", ""}},
 		"checkpoints": {[]string{"checkpoint", "ls", testID}, "", result{0, "" +
-			"ID  PARENT  AGE  SIZE  STORED  NAME\n" +
-			"s1  -       1m   4M    no      start\n" +
-			"s2  s1      1m   4M    no      -\n" +
-			"s3  s2      1m   4M    no      �[31m\n" +
-			"s4  s1      1m   4M    no      other way\n" +
-			"s5  gone    1m   4M    no      -\n", ""}},
+			"ID  PARENT  AGE  SIZE  OWN  STORED  NAME\n" +
+			"s1  -       1m   4M    2M   no      start\n" +
+			"s2  s1      1m   4M    -    no      -\n" +
+			"s3  s2      1m   4M    -    no      �[31m\n" +
+			"s4  s1      1m   4M    -    no      other way\n" +
+			"s5  gone    1m   4M    -    no      -\n", "together 9M\n"}},
 		"tree": {[]string{"checkpoint", "tree", testID}, "", result{0, "" +
 			testID + "\n" +
 			"├── s1  start  1m ago\n" +

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"wrenn.dev/client"
 	"wrenn.dev/internal/plain"
@@ -23,6 +24,7 @@ type logsCommand struct {
 	Console bool   `xor:"which" help:"The console: output of the kernel, init and guest agent. This is the default."`
 	Program count  `xor:"which" placeholder:"PID" help:"What a program printed that exec -d started."`
 	Tail    count  `placeholder:"N" help:"Only the last N lines; with -f also what follows."`
+	Since   span   `placeholder:"TIME" help:"Only what the console printed in the last TIME, as 5m. A program's log has no times."`
 	ID      string `arg:"" complete:"sandbox" help:"The sandbox. The end of the console of a failed sandbox is kept for a while."`
 }
 
@@ -33,11 +35,14 @@ func (c *logsCommand) Run(ctx context.Context, s *session) error {
 		return err
 	}
 	if c.Program > 0 {
+		if c.Since.Duration > 0 {
+			return fmt.Errorf("%w: --since is for the console: the log of a program has no times; use --tail", run.ErrUsage)
+		}
 		return c.program(ctx, s, api)
 	}
 	var console io.ReadCloser
 	err = s.during(ctx, "reading the console", func(ctx context.Context) (err error) {
-		console, err = api.Logs(ctx, c.ID, client.LogsOptions{Follow: c.Follow})
+		console, err = api.Logs(ctx, c.ID, c.options(time.Now()))
 		return err
 	})
 	if err != nil {
@@ -51,6 +56,14 @@ func (c *logsCommand) Run(ctx context.Context, s *session) error {
 		return c.last(s, console)
 	}
 	return c.show(ctx, s, console)
+}
+
+func (c *logsCommand) options(now time.Time) client.LogsOptions {
+	opts := client.LogsOptions{Follow: c.Follow}
+	if c.Since.Duration > 0 {
+		opts.Since = now.Add(-c.Since.Duration)
+	}
+	return opts
 }
 
 // show prints a text as it arrives.

@@ -236,11 +236,11 @@ func (f *fake) SetNetwork(_ context.Context, _ service.Caller, id wrenn.SandboxI
 	return sb, err
 }
 
-func (f *fake) Logs(_ context.Context, _ service.Caller, id wrenn.SandboxID, follow bool) (io.ReadCloser, error) {
+func (f *fake) Logs(_ context.Context, _ service.Caller, id wrenn.SandboxID, query wrenn.ConsoleQuery) (io.ReadCloser, error) {
 	if _, err := f.find(id); err != nil {
 		return nil, err
 	}
-	return io.NopCloser(strings.NewReader(fmt.Sprint("Linux, follow=", follow))), nil
+	return io.NopCloser(strings.NewReader(fmt.Sprintf("Linux, %+v", query))), nil
 }
 
 func (f *fake) Exec(_ context.Context, _ service.Caller, _ wrenn.SandboxID, cmd wrenn.ExecCommand) (*wrenn.ExecResult, error) {
@@ -863,8 +863,12 @@ func TestFilesThatBreak(t *testing.T) {
 
 func TestLogs(t *testing.T) {
 	c := serve(t, &fake{})
-	for follow, want := range map[bool]string{false: "Linux, follow=false", true: "Linux, follow=true"} {
-		r, err := c.Logs(t.Context(), boxID, client.LogsOptions{Follow: follow})
+	for want, opts := range map[string]client.LogsOptions{
+		"Linux, {Follow:false Since:0001-01-01 00:00:00 +0000 UTC}":              {},
+		"Linux, {Follow:true Since:0001-01-01 00:00:00 +0000 UTC}":               {Follow: true},
+		"Linux, {Follow:false Since:" + made.Add(time.Nanosecond).String() + "}": {Since: made.Add(time.Nanosecond).In(time.FixedZone("east", 3600))},
+	} {
+		r, err := c.Logs(t.Context(), boxID, opts)
 		if err != nil {
 			t.Fatal(err)
 		}

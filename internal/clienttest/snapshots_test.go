@@ -35,11 +35,11 @@ func (f *fake) CreateCheckpoint(_ context.Context, _ service.Caller, _ wrenn.San
 	return &wrenn.Checkpoint{ID: second, Parent: first, Name: name, CreatedAt: made, SizeBytes: 5}, nil
 }
 
-func (f *fake) Checkpoints(_ context.Context, _ service.Caller, id wrenn.SandboxID) (*service.Checkpoints, error) {
+func (f *fake) Checkpoints(_ context.Context, _ service.Caller, id wrenn.SandboxID) (*wrenn.Checkpoints, error) {
 	if _, err := f.find(id); err != nil {
 		return nil, err
 	}
-	return &service.Checkpoints{List: []wrenn.Checkpoint{{ID: first, CreatedAt: made}, {ID: second, Parent: first, CreatedAt: made}}, Head: second}, nil
+	return &wrenn.Checkpoints{DiskBytes: new(int64(0)), List: []wrenn.Checkpoint{{ID: first, CreatedAt: made, OwnBytes: new(int64(7))}, {ID: second, Parent: first, CreatedAt: made}}, Head: second}, nil
 }
 
 func (f *fake) RestoreCheckpoint(_ context.Context, _ service.Caller, id wrenn.SandboxID, cp wrenn.CheckpointID) (*wrenn.Sandbox, error) {
@@ -90,7 +90,7 @@ func TestCheckpoints(t *testing.T) {
 		t.Errorf("CreateCheckpoint(): %v (-want +got):\n%s", err, diff)
 	}
 	all, err := c.Checkpoints(t.Context(), boxID)
-	want := &client.Checkpoints{Checkpoints: []client.Checkpoint{{ID: first, CreatedAt: made}, {ID: second, ParentID: first, CreatedAt: made}}, Head: second}
+	want := &client.Checkpoints{DiskBytes: new(int64(0)), Checkpoints: []client.Checkpoint{{ID: first, CreatedAt: made, OwnBytes: new(int64(7))}, {ID: second, ParentID: first, CreatedAt: made}}, Head: second}
 	if diff := cmp.Diff(want, all); diff != "" || err != nil {
 		t.Errorf("Checkpoints(): %v (-want +got):\n%s", err, diff)
 	}

@@ -76,7 +76,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(Addresses
 	}
 	defer closeStore()
 	registry.MustRegister(svc.Collector())
-	ports, err := gateway.New(gateway.Config{Sandboxes: svc.Ports, Log: log, Metrics: registry})
+	ports, err := gateway.New(gateway.Config{Sandboxes: svc.Ports, Log: log, Metrics: registry, Traces: traces.Provider()})
 	if err != nil {
 		return err
 	}
@@ -90,7 +90,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(Addresses
 	if err != nil {
 		return err
 	}
-	compatible, err := e2b.New(e2b.Config{Service: svc, Domain: cfg.Domain.url(), Admission: door, Log: log})
+	compatible, err := e2b.New(e2b.Config{Service: svc, Domain: cfg.Domain.url(), Admission: door, Log: log, Traces: traces.Provider()})
 	if err != nil {
 		return err
 	}

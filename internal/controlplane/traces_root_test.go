@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
 
+	"wrenn.dev"
 	"wrenn.dev/internal/controlplane/vault"
 	"wrenn.dev/internal/host/server/agenttest"
 	"wrenn.dev/internal/pgtest"
@@ -51,10 +52,23 @@ func TestTraceOfACreate(t *testing.T) {
 	s.key = makeKey(t, cfg, slog.New(slog.DiscardHandler))
 	s.serve(t, cfg, log)
 	testkit.WaitNoError(t, "a sandbox is created", func() error { return s.createTraced(t) })
+	s.get(t, "/v2/sandboxes", "X-API-Key", s.key)
+	s.get(t, "/p/"+string(wrenn.NewSandboxID())+"/8080/"+secretEnv, "Cookie", secretEnv)
 	s.stop()
 	agentSpans.Close(context.WithoutCancel(t.Context()))
 
 	checkTrace(t, collected.Spans())
+}
+
+// get sends a request with a header; any answer will do.
+func (s *system) get(t *testing.T, path, header, value string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.url+path, nil)
+	testkit.Must(t, err)
+	req.Header.Set(header, value)
+	resp, err := http.DefaultClient.Do(req)
+	testkit.Must(t, err)
+	testkit.Must(t, resp.Body.Close())
 }
 
 // createTraced creates a sandbox as a client that has a trace.
@@ -86,13 +100,20 @@ func checkTrace(t *testing.T, spans []*otlp.Span) {
 	t.Helper()
 	var root *otlp.Span
 	byID := map[string]*otlp.Span{}
+	names := map[string]bool{}
 	for _, span := range spans {
 		byID[string(span.GetSpanId())] = span
+		names[kindOf(span)] = true
 		if span.GetName() == "createSandbox" && span.GetStatus().GetCode() != otlp.Status_STATUS_CODE_ERROR {
 			root = span
 		}
 		if strings.Contains(span.String(), secretEnv) || len(span.GetEvents()) > 0 || span.GetStatus().GetMessage() != "" {
 			t.Errorf("a span has a text of a user: %v", span)
+		}
+	}
+	for _, name := range []string{"server GET e2b /v2/sandboxes", "server port"} {
+		if !names[name] {
+			t.Errorf("there is no span %q in %v", name, names)
 		}
 	}
 	if root == nil {
@@ -110,6 +131,7 @@ func checkTrace(t *testing.T, spans []*otlp.Span) {
 	const call = "hostagent.v1.HostAgentService/StartSandbox"
 	for child, parent := range map[string]string{
 		"place": "server createSandbox", "row": "server createSandbox", "client " + call: "server createSandbox", "server " + call: "client " + call,
+		"client query InsertSandboxes": "row", "client guest /init": "ready",
 		"slot": "server " + call, "disk": "server " + call, "machine": "server " + call, "ready": "server " + call,
 	} {
 		if parents[child] != parent {

@@ -19,6 +19,7 @@ import (
 	"wrenn.dev/internal/accesstoken"
 	"wrenn.dev/internal/budget"
 	"wrenn.dev/internal/plain"
+	"wrenn.dev/internal/tracing"
 	"wrenn.dev/internal/untrusted"
 	"wrenn.dev/proto/gen/envd/filesystem/filesystemconnect"
 	"wrenn.dev/proto/gen/envd/process/processconnect"
@@ -74,7 +75,7 @@ func New(cfg Config) *Client {
 		probe: untrusted.Client(&http.Transport{DialContext: conns.dialProbe, DisableCompression: true}),
 		conns: conns,
 	}
-	c.http.Transport = tokenTransport{token: cfg.Token, next: transport}
+	c.http.Transport = tracing.Transport{RoundTripper: tokenTransport{token: cfg.Token, next: transport}, Name: "guest"}
 	// No compression: a hostile guest's message could be a thousand times as large here.
 	unpacked := connect.WithAcceptCompression("gzip", nil, nil)
 	c.process = processconnect.NewProcessClient(c.http, c.base, connect.WithReadMaxBytes(maxMessage), unpacked)

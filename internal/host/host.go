@@ -59,12 +59,12 @@ type Config struct {
 	Network  network.Config // its FirstUID and Log are filled in here
 	Out      io.Writer      // gets progress and choices, for people
 	Log      *slog.Logger
-	Trace    func(id wrenn.SandboxID, step string, took time.Duration) // see sandbox.Config
-	Adopt    bool                                                      // sandboxes of an earlier agent, instead of removing them
-	Limits   sandbox.Limits                                            // its OverheadMiB is the driver's
-	Pool     *int                                                      // see sandbox.Config; nil is emulatedPool under emulation, and else none
-	Hook     rollback.Hook                                             // see sandbox.Config
-	Objects  objects.Store                                             // see sandbox.Config
+	Trace    func(ctx context.Context, id wrenn.SandboxID, step string, took time.Duration) // see sandbox.Config
+	Adopt    bool                                                                           // sandboxes of an earlier agent, instead of removing them
+	Limits   sandbox.Limits                                                                 // its OverheadMiB is the driver's
+	Pool     *int                                                                           // see sandbox.Config; nil is emulatedPool under emulation, and else none
+	Hook     rollback.Hook                                                                  // see sandbox.Config
+	Objects  objects.Store                                                                  // see sandbox.Config
 	// Registries are those from which images for templates may come.
 	Registries template.Registries
 	// Allowed are the images of this host from which teams may build; nil is all.

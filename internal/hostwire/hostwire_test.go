@@ -55,10 +55,6 @@ type (
 		Host string
 		Port uint16
 	}
-	checkpoints struct {
-		List []wrenn.Checkpoint
-		Head wrenn.CheckpointID
-	}
 	command struct {
 		ID    wrenn.SandboxID
 		Owner wrenn.TeamID
@@ -151,11 +147,7 @@ func TestRoundTrip(t *testing.T) {
 			return w
 		}), nil)
 	roundTrip(t, "checkpoint", hostwire.Checkpoint, never(hostwire.ParseCheckpoint), nil)
-	roundTrip(t, "checkpoints", func(w checkpoints) *pb.ListCheckpointsResponse { return hostwire.Checkpoints(w.List, w.Head) },
-		never(func(m *pb.ListCheckpointsResponse) (w checkpoints) {
-			w.List, w.Head = hostwire.ParseCheckpoints(m)
-			return w
-		}), nil)
+	roundTrip(t, "checkpoints", hostwire.Checkpoints, never(hostwire.ParseCheckpoints), nil)
 	roundTrip(t, "build", hostwire.BuildRequest, hostwire.ParseBuildRequest, func(w *wrenn.BuildRequest) {
 		if w.Spec.From.OCI == "" {
 			w.Login = wrenn.RegistryLogin{}

@@ -556,7 +556,7 @@ func ParseForkResults(msg *pb.ForkSandboxResponse) (from wrenn.CheckpointID, res
 func Checkpoint(c wrenn.Checkpoint) *pb.Checkpoint {
 	return &pb.Checkpoint{
 		Id: string(c.ID), Parent: string(c.Parent), Name: c.Name, CreatedAtUnixMs: c.CreatedAt.UnixMilli(), SizeBytes: size(c.SizeBytes),
-		StoredAt: storedAt(c.Stored), StoredKey: c.Stored.Key, Automatic: c.Automatic,
+		StoredAt: storedAt(c.Stored), StoredKey: c.Stored.Key, Automatic: c.Automatic, OwnBytes: measured(c.OwnBytes),
 	}
 }
 
@@ -565,25 +565,51 @@ func ParseCheckpoint(msg *pb.Checkpoint) wrenn.Checkpoint {
 	return wrenn.Checkpoint{
 		ID: wrenn.CheckpointID(Text(msg.GetId())), Parent: wrenn.CheckpointID(Text(msg.GetParent())), Name: Text(msg.GetName()),
 		CreatedAt: time.UnixMilli(msg.GetCreatedAtUnixMs()).UTC(), SizeBytes: parseSize(msg.GetSizeBytes()),
-		Stored: parseStored(msg), Automatic: msg.GetAutomatic(),
+		Stored: parseStored(msg), Automatic: msg.GetAutomatic(), OwnBytes: ownBytes(msg),
 	}
 }
 
+func ownBytes(msg *pb.Checkpoint) *int64 {
+	if msg == nil {
+		return nil
+	}
+	return parseMeasured(msg.OwnBytes)
+}
+
+// measured is a size that may be unknown.
+func measured(bytes *int64) *uint64 {
+	if bytes == nil {
+		return nil
+	}
+	return new(size(*bytes))
+}
+
+func parseMeasured(bytes *uint64) *int64 {
+	if bytes == nil {
+		return nil
+	}
+	return new(parseSize(*bytes))
+}
+
 // Checkpoints lists a sandbox's checkpoints, and which one it continues from.
-func Checkpoints(list []wrenn.Checkpoint, head wrenn.CheckpointID) *pb.ListCheckpointsResponse {
-	msg := &pb.ListCheckpointsResponse{Head: string(head)}
-	for _, c := range list {
+func Checkpoints(all wrenn.Checkpoints) *pb.ListCheckpointsResponse {
+	msg := &pb.ListCheckpointsResponse{Head: string(all.Head), DiskBytes: measured(all.DiskBytes)}
+	for _, c := range all.List {
 		msg.Checkpoints = append(msg.Checkpoints, Checkpoint(c))
 	}
 	return msg
 }
 
 // ParseCheckpoints reads the list of a sandbox's checkpoints.
-func ParseCheckpoints(msg *pb.ListCheckpointsResponse) (list []wrenn.Checkpoint, head wrenn.CheckpointID) {
-	for _, c := range msg.GetCheckpoints() {
-		list = append(list, ParseCheckpoint(c))
+func ParseCheckpoints(msg *pb.ListCheckpointsResponse) wrenn.Checkpoints {
+	all := wrenn.Checkpoints{Head: wrenn.CheckpointID(Text(msg.GetHead()))}
+	if msg != nil {
+		all.DiskBytes = parseMeasured(msg.DiskBytes)
 	}
-	return list, wrenn.CheckpointID(Text(msg.GetHead()))
+	for _, c := range msg.GetCheckpoints() {
+		all.List = append(all.List, ParseCheckpoint(c))
+	}
+	return all
 }
 
 // ExtendRequest sets the time without use after which a sandbox ends; 0 is never.

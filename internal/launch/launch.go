@@ -74,9 +74,9 @@ type Process struct {
 
 	mu     sync.Mutex // guards the following
 	killed bool
-	exit   Exit   // valid when done is closed
-	output []byte // what console held at the end
-	errors []byte // what log held at the end
+	exit   Exit    // valid when done is closed
+	output []Piece // what console held at the end
+	errors []byte  // what log held at the end
 }
 
 // Exit describes the end of a process.
@@ -256,7 +256,7 @@ func (p *Process) follow() {
 	p.mu.Lock()
 	exit.Killed = p.killed
 	p.exit = exit
-	p.output, p.errors = p.console.tail(), p.log.tail()
+	p.output, p.errors = p.console.pieces(), p.log.tail()
 	p.console.close()
 	p.log.close()
 	p.pidfd.Close()
@@ -329,13 +329,22 @@ func (p *Process) sendKill() error {
 // bytes: that of the guest's console, whose content the guest chooses. It can be
 // read while the process runs and after its end.
 func (p *Process) Output() []byte {
+	var all []byte
+	for _, piece := range p.Pieces() {
+		all = append(all, piece.Text...)
+	}
+	return all
+}
+
+// Pieces returns what Output returns in parts, oldest first, with when each was written.
+func (p *Process) Pieces() []Piece {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	select {
 	case <-p.done:
 		return p.output
 	default:
-		return p.console.tail()
+		return p.console.pieces()
 	}
 }
 

@@ -3,6 +3,7 @@ package launch
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"wrenn.dev/internal/testkit"
@@ -72,6 +74,57 @@ func TestRingKeepsTheLastOutput(t *testing.T) {
 	got := c.tail()
 	if len(got) < ConsoleSize/2 || !bytes.HasSuffix(all, got) {
 		t.Errorf("%d bytes are kept; they are not the last that were written, or too few", len(got))
+	}
+}
+
+// The index tells when output was written, over rewinds, and within its bound.
+func TestRingKnowsWhen(t *testing.T) {
+	c := testRing(t, ConsoleSize)
+	line := func(i int) string { return fmt.Sprintf("%05d %s\n", i, strings.Repeat("x", 500)) }
+	const lines = 3 * maxMarks // three rings
+	for i := range lines {
+		if _, err := c.file.WriteString(line(i)); err != nil {
+			t.Fatal(err)
+		}
+		c.look()
+	}
+	if n := len(c.marks.list); n > maxMarks {
+		t.Errorf("the index has %d entries, want %d at most", n, maxMarks)
+	}
+	if _, err := c.file.WriteString("new\nhal"); err != nil {
+		t.Fatal(err)
+	}
+	pieces := c.pieces()
+	var all []byte
+	for i, p := range pieces {
+		all = append(all, p.Text...)
+		if i > 0 && i < len(pieces)-1 && p.Until.Before(pieces[i-1].Until) {
+			t.Errorf("piece %d is older than the one before it", i)
+		}
+	}
+	if diff := cmp.Diff(string(c.tail()), string(all)); diff != "" {
+		t.Errorf("the pieces are not the output (-want +got):\n%s", diff)
+	}
+	last := len(pieces) - 1
+	if string(pieces[last].Text) != "new\nhal" || !pieces[last].Until.IsZero() {
+		t.Errorf("the newest piece is %q, until %s", pieces[last].Text, pieces[last].Until)
+	}
+	if string(pieces[last-1].Text) != line(lines-1) {
+		t.Errorf("the one before it is %.20q, want %.20q", pieces[last-1].Text, line(lines-1))
+	}
+}
+
+// A VMM can set the offset of its file to anything.
+func TestRingOfAHostileVMM(t *testing.T) {
+	c := testRing(t, ConsoleSize)
+	for _, pos := range []int64{1 << 62, 5, 1<<63 - 1, 0, 1 << 62} {
+		if _, err := c.file.Seek(pos, io.SeekStart); err != nil {
+			t.Fatal(err)
+		}
+		c.look()
+		if pieces := c.pieces(); len(pieces) != 1 || len(pieces[0].Text) != 0 {
+			t.Errorf("at %d there are pieces: %v", pos, pieces)
+		}
 	}
 }
 

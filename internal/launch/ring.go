@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +35,9 @@ const rewindEvery = time.Second
 type ring struct {
 	file *os.File
 	size int64
+
+	mu    sync.Mutex // guards what follows
+	marks marks
 }
 
 func newRing(name string, size int64) (*ring, error) {
@@ -45,7 +49,7 @@ func newRing(name string, size int64) (*ring, error) {
 		_ = unix.Close(fd) // the first error is the one that counts
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	return &ring{os.NewFile(uintptr(fd), name), size}, nil
+	return &ring{file: os.NewFile(uintptr(fd), name), size: size}, nil
 }
 
 // ringSeals are the seals of a ring's file.
@@ -168,13 +172,16 @@ func (r *ring) close() {
 // the clock: inotify would take one of the 128 instances that a user has by default
 // for each machine.
 func rewindRings(gone <-chan struct{}, rings ...*ring) {
+	for _, r := range rings {
+		r.look() // what an earlier agent's VMM has printed
+	}
 	tick := time.NewTicker(rewindEvery)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
 			for _, r := range rings {
-				r.rewind()
+				r.look()
 			}
 		case <-gone:
 			return

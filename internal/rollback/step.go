@@ -37,7 +37,7 @@ type Runner struct {
 	// Hook, if set, is called after each step that succeeded.
 	Hook Hook
 	// Trace, if set, gets the name and the duration of each step that succeeded.
-	Trace func(step string, took time.Duration)
+	Trace func(ctx context.Context, step string, took time.Duration)
 }
 
 // Run runs the steps in order. If one fails, or ctx ends between two of them, it
@@ -67,7 +67,7 @@ func (r Runner) run(ctx context.Context, undo *Stack, step Step) error {
 		return err
 	}
 	if r.Trace != nil {
-		r.Trace(step.Name, time.Since(began))
+		r.Trace(ctx, step.Name, time.Since(began))
 	}
 	return r.Hook.At(step.Name)
 }

@@ -110,7 +110,7 @@ func TestHookThatNeverReturnsIsACrash(t *testing.T) {
 func TestTraceGetsEachStepThatSucceeded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		got := map[string]time.Duration{}
-		run := Runner{Trace: func(step string, took time.Duration) { got[step] = took }}
+		run := Runner{Trace: func(_ context.Context, step string, took time.Duration) { got[step] = took }}
 		err := run.Run(t.Context(),
 			Step{Name: "slow", Do: func(context.Context) error { time.Sleep(time.Second); return nil }},
 			Step{Name: "bad", Do: func(context.Context) error { return errInjected }})

@@ -12,6 +12,7 @@ import (
 
 	"wrenn.dev"
 	"wrenn.dev/internal/durable"
+	"wrenn.dev/internal/extents"
 )
 
 // format changes when an older agent could not use the snapshots of a newer one.
@@ -75,9 +76,29 @@ type File struct {
 // with shared blocks and without holes.
 func (s *Snapshot) DataBytes() (n int64) {
 	for _, f := range s.Files {
-		n += blocksOf(filepath.Join(s.dir, filepath.FromSlash(f.Path)))
+		n += blocksOf(s.Path(f))
 	}
 	return n
+}
+
+// Extents returns where the data of a snapshot is on the disk. The errors are NotFound
+// when there is no such snapshot, and those of extents.Set.Add.
+func (s *Store) Extents(ctx context.Context, id string, limit int) (*extents.Set, error) {
+	if !s.lease(id) {
+		return nil, wrenn.Errorf(wrenn.NotFound, "there is no snapshot %.80q", id)
+	}
+	defer s.release(id)
+	man, err := readManifest(s.path(id))
+	if err != nil {
+		return nil, err
+	}
+	snap, set := &Snapshot{man, s.path(id)}, &extents.Set{}
+	for _, f := range man.Files {
+		if err := set.Add(ctx, snap.Path(f), limit); err != nil {
+			return nil, err
+		}
+	}
+	return set, nil
 }
 
 // listFiles describes the files in a staged directory.

@@ -36,6 +36,51 @@ func Do(ctx context.Context, name string, f func(context.Context) error) error {
 	return err
 }
 
+// Child starts the span of a call to another program below the span of ctx, which the
+// caller ends; nil if that is not recorded.
+func Child(ctx context.Context, name string, attributes ...attribute.KeyValue) trace.Span {
+	parent := trace.SpanFromContext(ctx)
+	if !parent.IsRecording() {
+		return nil
+	}
+	_, span := parent.TracerProvider().Tracer(scope).Start(ctx, name, trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(attributes...))
+	return span
+}
+
+// Transport makes spans of HTTP requests below the spans of their contexts, until the
+// beginning of the answer. Their names are name and the path, which must have no values of users.
+// The other side learns nothing of them, and what it answers is not in them.
+type Transport struct {
+	http.RoundTripper
+
+	Name string
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t Transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	span := Child(r.Context(), t.Name+" "+r.URL.Path)
+	resp, err := t.RoundTripper.RoundTrip(r)
+	if span == nil {
+		return resp, err
+	}
+	if err != nil {
+		span.SetStatus(codes.Error, "")
+	}
+	span.End()
+	return resp, err
+}
+
+// Answered ends the span of a request that was answered with that status; 0 is none.
+func Answered(span trace.Span, status int) {
+	if status != 0 {
+		span.SetAttributes(attribute.Int("http.response.status_code", status))
+	}
+	if status >= http.StatusInternalServerError {
+		span.SetStatus(codes.Error, "")
+	}
+	span.End()
+}
+
 // Request starts the span of a client's request, the root of a trace. A traceparent
 // of the client is linked and not continued: the client decides neither the trace's
 // id nor whether it is sampled. A nil provider makes no span. The caller ends it.

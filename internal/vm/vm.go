@@ -10,6 +10,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"wrenn.dev"
 )
@@ -116,6 +117,15 @@ type ConsoleReader interface {
 	// without what the VMM itself printed. The guest chooses the content. It may be
 	// called after the VMM has ended.
 	Console() string
+	// ConsoleParts returns the same in parts, oldest first.
+	ConsoleParts() []ConsolePart
+}
+
+// ConsolePart is a part of what a guest printed.
+type ConsolePart struct {
+	// Until is when all of it had been printed, to about a second; zero for the newest.
+	Until time.Time
+	Text  string
 }
 
 // Spec describes a machine to make.

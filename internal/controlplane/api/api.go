@@ -53,14 +53,14 @@ type Sandboxes interface {
 	// that change, and at least every 15 s, until ctx ends or send fails.
 	WatchSandboxes(ctx context.Context, c service.Caller, send func(service.Changes) error) error
 	// Logs reads the console; the reader returns io.EOF at the end of the console, never at a broken connection.
-	Logs(ctx context.Context, c service.Caller, id wrenn.SandboxID, follow bool) (io.ReadCloser, error)
+	Logs(ctx context.Context, c service.Caller, id wrenn.SandboxID, query wrenn.ConsoleQuery) (io.ReadCloser, error)
 }
 
 // Snapshots are copies and checkpoints of sandboxes.
 type Snapshots interface {
 	ForkSandbox(context.Context, service.Caller, wrenn.SandboxID, service.ForkSandbox) (*service.Forked, error)
 	CreateCheckpoint(ctx context.Context, c service.Caller, id wrenn.SandboxID, name string) (*wrenn.Checkpoint, error)
-	Checkpoints(context.Context, service.Caller, wrenn.SandboxID) (*service.Checkpoints, error)
+	Checkpoints(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Checkpoints, error)
 	RestoreCheckpoint(context.Context, service.Caller, wrenn.SandboxID, wrenn.CheckpointID) (*wrenn.Sandbox, error)
 	DeleteCheckpoint(context.Context, service.Caller, wrenn.SandboxID, wrenn.CheckpointID) error
 }

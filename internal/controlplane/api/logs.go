@@ -14,7 +14,8 @@ import (
 func (h *handlers) GetSandboxLogs(ctx context.Context, req oapi.GetSandboxLogsRequestObject) (oapi.GetSandboxLogsResponseObject, error) {
 	ctx, end := context.WithCancelCause(ctx)
 	stop := context.AfterFunc(h.s.stopping, func() { end(errLogsStopping) })
-	console, err := h.s.service.Logs(ctx, callerOf(ctx), wrenn.SandboxID(req.ID), value(req.Params.Follow))
+	query := wrenn.ConsoleQuery{Follow: value(req.Params.Follow), Since: value(req.Params.Since)}
+	console, err := h.s.service.Logs(ctx, callerOf(ctx), wrenn.SandboxID(req.ID), query)
 	if err != nil {
 		stop()
 		end(nil)

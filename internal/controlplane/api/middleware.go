@@ -13,7 +13,6 @@ import (
 
 	"github.com/go-chi/chi/v5"
 	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
 
 	"wrenn.dev"
@@ -64,17 +63,14 @@ func endSpan(span trace.Span, rec *recorder, id string) {
 	if rec.operation != nil {
 		span.SetName(rec.operation.ID)
 	}
-	span.SetAttributes(attribute.String("wrenn.request", id), attribute.Int("http.response.status_code", rec.status))
+	span.SetAttributes(attribute.String("wrenn.request", id))
 	if rec.sandbox != "" {
 		span.SetAttributes(attribute.String("wrenn.sandbox", string(rec.sandbox)))
 	}
 	if rec.caller.Team != "" {
 		span.SetAttributes(attribute.String("wrenn.team", string(rec.caller.Team)))
 	}
-	if rec.status >= http.StatusInternalServerError {
-		span.SetStatus(codes.Error, "")
-	}
-	span.End()
+	tracing.Answered(span, rec.status)
 }
 
 // answerFault answers for a handler that panicked. It returns a value that is not

@@ -394,8 +394,8 @@ func snapshotCalls() map[string][]call {
 			{name: "two lines", method: "POST", path: checkpoints, body: `{"name":"a\nb"}`, status: 400, code: "invalid_request"},
 		}),
 		"listCheckpoints": append(sandboxCalls("GET", checkpoints, "", ""),
-			call{name: "ok", method: "GET", path: checkpoints, status: 200, want: `{"head":"` + testCheckpoint + `","checkpoints":[
-				{"id":"` + otherCheckpoint + `","name":"a","created_at":"2026-01-02T15:04:05Z","size_bytes":4096},
+			call{name: "ok", method: "GET", path: checkpoints, status: 200, want: `{"disk_bytes":5120,"head":"` + testCheckpoint + `","checkpoints":[
+				{"id":"` + otherCheckpoint + `","name":"a","created_at":"2026-01-02T15:04:05Z","size_bytes":4096,"own_bytes":1024},
 				{"id":"` + testCheckpoint + `","parent_id":"` + otherCheckpoint + `","name":"","created_at":"2026-01-02T15:04:05Z","size_bytes":0}]}`},
 			call{name: "none", service: &stub{bare: true}, method: "GET", path: checkpoints, status: 200, want: `{"checkpoints":[]}`}),
 		"restoreCheckpoint": append(sandboxCalls("POST", one+"/restore", "", ""),

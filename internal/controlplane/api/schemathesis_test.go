@@ -117,7 +117,7 @@ func (s *obliging) ReadFile(_ context.Context, _ service.Caller, _ wrenn.Sandbox
 }
 
 // Logs end also when they are followed.
-func (s *obliging) Logs(_ context.Context, _ service.Caller, id wrenn.SandboxID, _ bool) (io.ReadCloser, error) {
+func (s *obliging) Logs(_ context.Context, _ service.Caller, id wrenn.SandboxID, _ wrenn.ConsoleQuery) (io.ReadCloser, error) {
 	return io.NopCloser(strings.NewReader("console of " + string(id))), nil
 }
 

@@ -46,7 +46,7 @@ func (h *handlers) ListCheckpoints(ctx context.Context, req oapi.ListCheckpoints
 	if err != nil {
 		return nil, err
 	}
-	answer := oapi.Checkpoints{Checkpoints: make([]oapi.Checkpoint, 0, len(all.List)), Head: checkpointID(all.Head)}
+	answer := oapi.Checkpoints{Checkpoints: make([]oapi.Checkpoint, 0, len(all.List)), Head: checkpointID(all.Head), DiskBytes: all.DiskBytes}
 	for i := range all.List {
 		answer.Checkpoints = append(answer.Checkpoints, checkpoint(&all.List[i]))
 	}
@@ -76,7 +76,7 @@ func (h *handlers) DeleteCheckpoint(ctx context.Context, req oapi.DeleteCheckpoi
 func checkpoint(c *wrenn.Checkpoint) oapi.Checkpoint {
 	out := oapi.Checkpoint{
 		ID: string(c.ID), ParentID: checkpointID(c.Parent), Name: c.Name, CreatedAt: c.CreatedAt.UTC(), SizeBytes: c.SizeBytes,
-		StoredAt: moment(c.Stored.At),
+		OwnBytes: c.OwnBytes, StoredAt: moment(c.Stored.At),
 	}
 	if c.Automatic {
 		out.Automatic = new(true)

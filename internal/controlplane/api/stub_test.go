@@ -287,15 +287,15 @@ func (s *stub) CreateCheckpoint(_ context.Context, c service.Caller, id wrenn.Sa
 	return &wrenn.Checkpoint{ID: testCheckpoint, Name: name, CreatedAt: testTime, SizeBytes: 4096}, nil
 }
 
-func (s *stub) Checkpoints(_ context.Context, c service.Caller, id wrenn.SandboxID) (*service.Checkpoints, error) {
+func (s *stub) Checkpoints(_ context.Context, c service.Caller, id wrenn.SandboxID) (*wrenn.Checkpoints, error) {
 	if _, err := s.find(c, id); err != nil {
 		return nil, err
 	}
 	if s.bare {
-		return &service.Checkpoints{}, nil
+		return &wrenn.Checkpoints{}, nil
 	}
-	return &service.Checkpoints{Head: testCheckpoint, List: []wrenn.Checkpoint{
-		{ID: otherCheckpoint, Name: "a", CreatedAt: testTime, SizeBytes: 4096}, {ID: testCheckpoint, Parent: otherCheckpoint, CreatedAt: testTime},
+	return &wrenn.Checkpoints{Head: testCheckpoint, DiskBytes: new(int64(5120)), List: []wrenn.Checkpoint{
+		{ID: otherCheckpoint, Name: "a", CreatedAt: testTime, SizeBytes: 4096, OwnBytes: new(int64(1024))}, {ID: testCheckpoint, Parent: otherCheckpoint, CreatedAt: testTime},
 	}}, nil
 }
 
@@ -430,12 +430,12 @@ func (s *stub) SandboxMetrics(_ context.Context, c service.Caller, id wrenn.Sand
 	return samples, err
 }
 
-func (s *stub) Logs(ctx context.Context, c service.Caller, id wrenn.SandboxID, follow bool) (io.ReadCloser, error) {
+func (s *stub) Logs(ctx context.Context, c service.Caller, id wrenn.SandboxID, query wrenn.ConsoleQuery) (io.ReadCloser, error) {
 	if _, err := s.find(c, id); err != nil {
 		return nil, err
 	}
 	said := io.Reader(strings.NewReader("Linux\r\n\xff\x00"))
-	if follow {
+	if query.Follow {
 		said = io.MultiReader(said, untilDone{ctx})
 	}
 	return io.NopCloser(said), nil

@@ -27,6 +27,8 @@ import (
 	"time"
 
 	"github.com/go-chi/chi/v5"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 
 	"wrenn.dev"
 	"wrenn.dev/api"
@@ -34,6 +36,7 @@ import (
 	"wrenn.dev/internal/controlplane/admission"
 	"wrenn.dev/internal/controlplane/contract"
 	"wrenn.dev/internal/controlplane/service"
+	"wrenn.dev/internal/tracing"
 	"wrenn.dev/internal/wire"
 )
 
@@ -74,7 +77,7 @@ type Service interface {
 
 	SandboxMetrics(ctx context.Context, c service.Caller, id wrenn.SandboxID, from, to time.Time) ([]wrenn.MetricsSample, error)
 	// Logs reads the console; io.EOF is its end.
-	Logs(ctx context.Context, c service.Caller, id wrenn.SandboxID, follow bool) (io.ReadCloser, error)
+	Logs(ctx context.Context, c service.Caller, id wrenn.SandboxID, query wrenn.ConsoleQuery) (io.ReadCloser, error)
 	LastMetrics(context.Context, service.Caller, []wrenn.SandboxID) (map[wrenn.SandboxID]wrenn.MetricsSample, error)
 
 	ListTemplates(context.Context, service.Caller) ([]wrenn.Template, error)
@@ -101,6 +104,7 @@ type Config struct {
 	// Admission lets requests in; it is that of all surfaces.
 	Admission *admission.Door
 	Log       *slog.Logger
+	Traces    trace.TracerProvider // of the spans of requests; nil makes none
 }
 
 // Server is the surface.
@@ -108,6 +112,7 @@ type Server struct {
 	service   Service
 	admission *admission.Door
 	log       *slog.Logger
+	traces    trace.TracerProvider
 	contract  *contract.Contract
 	domain    *string // nil is none
 	routes    chi.Router
@@ -122,7 +127,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{service: cfg.Service, admission: cfg.Admission, log: cfg.Log, contract: loaded}
+	s := &Server{service: cfg.Service, admission: cfg.Admission, log: cfg.Log, traces: cfg.Traces, contract: loaded}
 	if cfg.Domain != "" {
 		s.domain = &cfg.Domain
 	}
@@ -274,6 +279,8 @@ func (s *Server) isRoute(path string) bool {
 func (s *Server) observe(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		begun, seen := time.Now(), &recorder{ResponseWriter: w}
+		ctx, span := tracing.Request(r, s.traces)
+		r = r.WithContext(ctx)
 		defer func() {
 			fault := recover()
 			if fault != nil && fault != http.ErrAbortHandler { //nolint:errorlint // compared as net/http does: a panic's value is not wrapped
@@ -281,11 +288,28 @@ func (s *Server) observe(next http.Handler) http.Handler {
 				s.refuse(seen, r, &failure{Status: http.StatusInternalServerError, Message: "the server has a fault; its log has the cause"})
 			}
 			s.log.LogAttrs(r.Context(), slog.LevelInfo, "request", slog.String("method", r.Method), slog.Int("status", seen.status),
-				slog.String("operation", "e2b "+chi.RouteContext(r.Context()).RoutePattern()), slog.Duration("took", time.Since(begun)))
+				slog.String("operation", operationName(r)), slog.Duration("took", time.Since(begun)))
+			endSpan(span, r, seen.status)
 		}()
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Time{}) // a cold boot takes longer than the listener allows
 		next.ServeHTTP(seen, r)
 	})
+}
+
+func operationName(r *http.Request) string {
+	return "e2b " + chi.RouteContext(r.Context()).RoutePattern()
+}
+
+// endSpan ends the span of a request that has ended.
+func endSpan(span trace.Span, r *http.Request, status int) {
+	if !span.IsRecording() {
+		return
+	}
+	span.SetName(r.Method + " " + operationName(r))
+	if id, err := wrenn.ParseSandboxID(chi.URLParam(r, "sandboxID")); err == nil {
+		span.SetAttributes(attribute.String("wrenn.sandbox", string(id)))
+	}
+	tracing.Answered(span, status)
 }
 
 // recorder remembers the status of the answer.

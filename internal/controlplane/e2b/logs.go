@@ -107,7 +107,7 @@ func (s *Server) consoleEntries(r *http.Request, c service.Caller, query guestlo
 	if err != nil {
 		return nil, err
 	}
-	console, err := s.service.Logs(r.Context(), c, id, false)
+	console, err := s.service.Logs(r.Context(), c, id, wrenn.ConsoleQuery{})
 	if err != nil {
 		return nil, err
 	}

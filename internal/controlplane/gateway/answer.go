@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 
 	"wrenn.dev/internal/wire"
 )
@@ -16,6 +18,7 @@ import (
 // answered: JSON as E2B's clients expect it, a page for browsers.
 func (g *Gateway) answer(w http.ResponseWriter, r *http.Request, status int, to target, message string) {
 	g.metrics.refused.WithLabelValues(fmt.Sprint(status)).Inc()
+	trace.SpanFromContext(r.Context()).SetAttributes(attribute.Int("http.response.status_code", status)) // of what a program answers there is none
 	h := w.Header()
 	h.Set("Access-Control-Allow-Origin", "*") // a page must be able to read why
 	h.Set("Cache-Control", "no-store")

@@ -24,10 +24,13 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 
 	"wrenn.dev"
 	"wrenn.dev/internal/accesstoken"
 	"wrenn.dev/internal/sessioncookie"
+	"wrenn.dev/internal/tracing"
 )
 
 // Sandboxes are what the gateway reaches.
@@ -58,6 +61,7 @@ type Config struct {
 	Sandboxes Sandboxes
 	Log       *slog.Logger
 	Metrics   prometheus.Registerer
+	Traces    trace.TracerProvider // of the spans of requests; nil makes none
 }
 
 // Gateway passes requests on to sandboxes.
@@ -70,6 +74,7 @@ type Gateway struct {
 	idle      idleConns
 	misses    *missing
 	signers   *signers
+	traces    trace.TracerProvider
 }
 
 // New returns a gateway. It fails when the metrics are registered already.
@@ -78,7 +83,7 @@ func New(cfg Config) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Gateway{sandboxes: cfg.Sandboxes, log: cfg.Log, metrics: m, misses: newMissing(), signers: &signers{sandboxes: cfg.Sandboxes}}
+	g := &Gateway{sandboxes: cfg.Sandboxes, log: cfg.Log, metrics: m, misses: newMissing(), signers: &signers{sandboxes: cfg.Sandboxes}, traces: cfg.Traces}
 	g.dialer = &dialer{sandboxes: cfg.Sandboxes, reached: g.misses.reached}
 	g.proxy = &httputil.ReverseProxy{
 		Rewrite:       rewrite,
@@ -129,6 +134,11 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, to target, err e
 		g.answer(w, r, http.StatusBadRequest, to, said(err))
 		return
 	}
+	ctx, span := tracing.Request(r, g.traces)
+	span.SetName("port")
+	span.SetAttributes(attribute.String("wrenn.sandbox", string(to.id)), attribute.Int("wrenn.port", int(to.port)))
+	defer span.End()
+	r = r.WithContext(ctx)
 	if g.misses.refuses(r.RemoteAddr, to.id) {
 		g.answer(w, r, http.StatusTooManyRequests, to, tooManyMisses)
 		return

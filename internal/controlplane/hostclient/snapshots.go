@@ -55,12 +55,20 @@ func (c *Client) CreateCheckpoint(ctx context.Context, id wrenn.SandboxID, cp wr
 	return hostwire.ParseCheckpoint(res.GetCheckpoint()), err
 }
 
-// Checkpoints returns a sandbox's checkpoints, oldest first, and the one that it
-// continues from, "" for none.
-func (c *Client) Checkpoints(ctx context.Context, id wrenn.SandboxID) (list []wrenn.Checkpoint, head wrenn.CheckpointID, err error) {
-	res, err := call(ctx, c, c.deadlines.Extend, c.rpc.ListCheckpoints, &pb.ListCheckpointsRequest{SandboxId: string(id)})
-	list, head = hostwire.ParseCheckpoints(res)
-	return list, head, err
+// Checkpoints returns a sandbox's checkpoints, without what only a measurement finds.
+func (c *Client) Checkpoints(ctx context.Context, id wrenn.SandboxID) (wrenn.Checkpoints, error) {
+	return c.checkpoints(ctx, &pb.ListCheckpointsRequest{SandboxId: string(id)})
+}
+
+// MeasuredCheckpoints is Checkpoints with OwnBytes and DiskBytes, as far as the host can
+// measure them: not if its agent is older, its file system does not tell, or it takes seconds.
+func (c *Client) MeasuredCheckpoints(ctx context.Context, id wrenn.SandboxID) (wrenn.Checkpoints, error) {
+	return c.checkpoints(ctx, &pb.ListCheckpointsRequest{SandboxId: string(id), Measure: true})
+}
+
+func (c *Client) checkpoints(ctx context.Context, req *pb.ListCheckpointsRequest) (wrenn.Checkpoints, error) {
+	res, err := call(ctx, c, c.deadlines.Extend, c.rpc.ListCheckpoints, req)
+	return hostwire.ParseCheckpoints(res), err
 }
 
 // RestoreCheckpoint returns the sandbox to the state of the checkpoint. When it

@@ -50,9 +50,13 @@ func TestCheckpoints(t *testing.T) {
 	if err := c.RestoreCheckpoint(t.Context(), id, first); err != nil {
 		t.Error(err)
 	}
-	list, head, err := c.Checkpoints(t.Context(), id)
-	if err != nil || head != first || len(list) != 2 || list[0].Name != "a \ufffdname" || list[1].ID != second {
-		t.Errorf("%+v, %s, %v", list, head, err)
+	all, err := c.Checkpoints(t.Context(), id)
+	if list := all.List; err != nil || all.Head != first || len(list) != 2 || list[0].Name != "a \ufffdname" || list[1].ID != second || list[0].OwnBytes != nil || all.DiskBytes != nil {
+		t.Errorf("Checkpoints() = %+v, %v", all, err)
+	}
+	all, err = c.MeasuredCheckpoints(t.Context(), id)
+	if err != nil || all.DiskBytes == nil || *all.DiskBytes != 8192 || all.List[0].OwnBytes == nil || *all.List[0].OwnBytes != 1024 {
+		t.Errorf("MeasuredCheckpoints() = %+v, %v", all, err)
 	}
 	if err := errors.Join(c.DeleteCheckpoint(t.Context(), id, first), c.DeleteCheckpoint(t.Context(), id, first)); err != nil {
 		t.Error(err)

@@ -84,6 +84,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	pc.MaxConns = int32(cmp.Or(cfg.MaxConns, defaultMaxConns))
 	pc.HealthCheckPeriod = idleCheck
 	prepare(pc.ConnConfig)
+	pc.ConnConfig.Tracer = querySpans{}
 	if pc.ConnConfig.RuntimeParams["application_name"] == "" {
 		pc.ConnConfig.RuntimeParams["application_name"] = "wrenn"
 	}

@@ -11,12 +11,6 @@ import (
 // Snapshots are the use cases of copies and checkpoints.
 type Snapshots struct{ *core }
 
-// Checkpoints are those of a sandbox. Its host keeps them; no row has them.
-type Checkpoints struct {
-	List []wrenn.Checkpoint // oldest first
-	Head wrenn.CheckpointID // the one that the sandbox continues from; "" for none
-}
-
 // CreateCheckpoint keeps the present state of a running sandbox, which continues.
 // A paused one with AutoResume is resumed first. The name is for people and may be empty.
 func (s *Snapshots) CreateCheckpoint(ctx context.Context, c Caller, id wrenn.SandboxID, name string) (*wrenn.Checkpoint, error) {
@@ -35,9 +29,9 @@ func (s *Snapshots) CreateCheckpoint(ctx context.Context, c Caller, id wrenn.San
 	return &cp, nil
 }
 
-// Checkpoints returns a sandbox's checkpoints. One that has ended, or has not started, has
-// none, but one that failed the newest that is stored, if it can be restored.
-func (s *Snapshots) Checkpoints(ctx context.Context, c Caller, id wrenn.SandboxID) (*Checkpoints, error) {
+// Checkpoints returns a sandbox's checkpoints, which its host keeps; no row has them. One
+// that has ended, or has not started, has none, but one that failed the newest that is stored, if it can be restored.
+func (s *Snapshots) Checkpoints(ctx context.Context, c Caller, id wrenn.SandboxID) (*wrenn.Checkpoints, error) {
 	sb, err := s.store.TeamSandbox(ctx, c.Team, id)
 	if err != nil {
 		return nil, err
@@ -51,11 +45,11 @@ func (s *Snapshots) Checkpoints(ctx context.Context, c Caller, id wrenn.SandboxI
 	if err != nil {
 		return nil, err
 	}
-	list, head, err := host.Checkpoints(ctx, id)
+	all, err := host.MeasuredCheckpoints(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	return &Checkpoints{List: list, Head: head}, nil
+	return &all, nil
 }
 
 // RestoreCheckpoint takes a sandbox back to a checkpoint. Its present state is
@@ -99,11 +93,11 @@ func canBeRestored(sb *wrenn.Sandbox) bool {
 }
 
 // leftOf returns the checkpoint of a failed sandbox that it can be restored from.
-func leftOf(sb *wrenn.Sandbox) *Checkpoints {
+func leftOf(sb *wrenn.Sandbox) *wrenn.Checkpoints {
 	if !canBeRestored(sb) {
-		return &Checkpoints{}
+		return &wrenn.Checkpoints{}
 	}
-	return &Checkpoints{List: []wrenn.Checkpoint{{ID: sb.Newest.ID, CreatedAt: sb.Newest.Stored.At, Stored: sb.Newest.Stored}}, Head: sb.Newest.ID}
+	return &wrenn.Checkpoints{List: []wrenn.Checkpoint{{ID: sb.Newest.ID, CreatedAt: sb.Newest.Stored.At, Stored: sb.Newest.Stored}}, Head: sb.Newest.ID}
 }
 
 // notLeft is the error of a request for another checkpoint of a failed sandbox.

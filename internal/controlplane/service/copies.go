@@ -40,8 +40,8 @@ func (s *Snapshots) sourceElsewhere(ctx context.Context, parent *wrenn.Sandbox, 
 	if err != nil {
 		return from, err
 	}
-	list, _, err := host.Checkpoints(ctx, parent.ID)
-	for _, cp := range list {
+	all, err := host.Checkpoints(ctx, parent.ID)
+	for _, cp := range all.List {
 		if cp.ID == req.Checkpoint && cp.Stored.IsOf(parent.Team) {
 			from.Key = cp.Stored.Key
 		}

@@ -93,11 +93,11 @@ func hasCheckpoint(ctx context.Context, host *hostclient.Client, id wrenn.Sandbo
 	if cp == "" {
 		return nil
 	}
-	list, _, err := host.Checkpoints(ctx, id)
+	all, err := host.Checkpoints(ctx, id)
 	if err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(list, func(c wrenn.Checkpoint) bool { return c.ID == cp }) {
+	if !slices.ContainsFunc(all.List, func(c wrenn.Checkpoint) bool { return c.ID == cp }) {
 		return wrenn.Errorf(wrenn.NotFound, "sandbox %s has no checkpoint %.80q", id, cp)
 	}
 	return nil

@@ -90,11 +90,12 @@ func TestLife(t *testing.T) {
 
 func TestLogs(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, &hosttest.Agent{})
+	agent := &hosttest.Agent{}
+	w := newWorld(t, agent)
 	s, _ := w.replica(t, nil)
 	id := create(t, s, w.caller).ID
 	read := func(follow bool) string {
-		r, err := s.Logs(t.Context(), w.caller, id, follow)
+		r, err := s.Logs(t.Context(), w.caller, id, wrenn.ConsoleQuery{Follow: follow, Since: time.Now()})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -112,12 +113,15 @@ func TestLogs(t *testing.T) {
 	if got := read(true); got != said+"Power down\r\n" {
 		t.Errorf("followed: %q", got)
 	}
+	agent.NoConsoleTimes = true
+	_, err := s.Logs(t.Context(), w.caller, id, wrenn.ConsoleQuery{Since: time.Now()})
+	testkit.WantCode(t, err, wrenn.Unavailable, "older version")
 	if err := s.DeleteSandbox(t.Context(), w.caller, id); err != nil {
 		t.Fatal(err)
 	}
-	_, err := s.Logs(t.Context(), w.caller, id, false)
+	_, err = s.Logs(t.Context(), w.caller, id, wrenn.ConsoleQuery{})
 	testkit.WantCode(t, err, wrenn.NotFound)
-	_, err = s.Logs(t.Context(), service.Caller{Team: "00000000-0000-4000-8000-000000000000"}, id, false)
+	_, err = s.Logs(t.Context(), service.Caller{Team: "00000000-0000-4000-8000-000000000000"}, id, wrenn.ConsoleQuery{})
 	testkit.WantCode(t, err, wrenn.NotFound)
 }
 

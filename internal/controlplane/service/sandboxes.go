@@ -199,9 +199,9 @@ func (s *Sandboxes) setTimeout(ctx context.Context, c Caller, id wrenn.SandboxID
 }
 
 // Logs reads the console of a sandbox, also of one that has ended, and with
-// follow continues with new output until it ends. It does not count as use. The
+// Follow continues with new output until it ends. It does not count as use. The
 // caller closes it. NotFound when the console is not kept.
-func (s *Sandboxes) Logs(ctx context.Context, c Caller, id wrenn.SandboxID, follow bool) (io.ReadCloser, error) {
+func (s *Sandboxes) Logs(ctx context.Context, c Caller, id wrenn.SandboxID, query wrenn.ConsoleQuery) (io.ReadCloser, error) {
 	sb, err := s.store.TeamSandbox(ctx, c.Team, id)
 	if err != nil {
 		return nil, err
@@ -213,5 +213,5 @@ func (s *Sandboxes) Logs(ctx context.Context, c Caller, id wrenn.SandboxID, foll
 	if err != nil {
 		return nil, err
 	}
-	return host.Console(ctx, id, follow)
+	return host.Console(ctx, id, query)
 }

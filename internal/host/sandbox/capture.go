@@ -156,7 +156,7 @@ func (s locked) save(ctx context.Context, staged *snapshot.Staged, restart *roll
 			return err
 		}
 	}
-	s.trace("still", time.Since(began)) // how long this keeps the guest from running
+	s.trace(ctx, "still", time.Since(began)) // how long this keeps the guest from running
 	return nil
 }
 

@@ -4,9 +4,11 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"time"
 	"unicode/utf8"
 
 	"wrenn.dev"
+	"wrenn.dev/internal/extents"
 	"wrenn.dev/internal/host/sandbox/journal"
 	"wrenn.dev/internal/rollback"
 	"wrenn.dev/internal/snapshot"
@@ -15,11 +17,40 @@ import (
 // maxCheckpoints bounds a sandbox's tree; its journal holds all of it.
 const maxCheckpoints = 128
 
-// Checkpoints returns the sandbox's checkpoints, oldest first, and the id of the
-// one that it continues from, if any.
-func (s *Sandbox) Checkpoints() (list []wrenn.Checkpoint, head wrenn.CheckpointID) {
-	list, head = s.journal.checkpoints()
-	return slices.Clone(list), head
+// What a measurement of checkpoints may cost. A guest can write its disk so that it is in
+// millions of pieces.
+const (
+	maxPieces  = 1 << 20 // 16 MiB of memory; read in less than a second
+	maxMeasure = 5 * time.Second
+)
+
+// Checkpoints returns the sandbox's checkpoints, not measured.
+func (s *Sandbox) Checkpoints() wrenn.Checkpoints {
+	list, head := s.journal.checkpoints()
+	return wrenn.Checkpoints{List: slices.Clone(list), Head: head}
+}
+
+// MeasureCheckpoints sets the OwnBytes of the checkpoints that it can measure, and
+// DiskBytes if it can measure all. It takes maxMeasure at most.
+func (s *Sandbox) MeasureCheckpoints(ctx context.Context, all *wrenn.Checkpoints) {
+	ctx, cancel := context.WithTimeout(ctx, maxMeasure)
+	defer cancel()
+	if s.host.measuring.Lock(ctx) != nil {
+		return
+	}
+	defer s.host.measuring.Unlock()
+	sets, pieces := make([]*extents.Set, 0, len(all.List)), maxPieces
+	for i := range all.List {
+		set, err := s.host.snapshots.Extents(ctx, string(all.List[i].ID), pieces)
+		if err != nil {
+			continue // deleted, or the file system does not tell
+		}
+		all.List[i].OwnBytes = new(set.Own())
+		sets, pieces = append(sets, set), pieces-set.Len()
+	}
+	if len(sets) == len(all.List) {
+		all.DiskBytes = new(extents.Total(sets...))
+	}
 }
 
 // Checkpoint keeps what the running sandbox is like now; the sandbox continues.

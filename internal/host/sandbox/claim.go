@@ -35,7 +35,7 @@ func (s locked) buildFromPool(ctx context.Context, from instance.Source) (bool, 
 	}
 	if err == nil {
 		s.host.pool.hits.Add(1)
-		s.trace("claim", time.Since(began))
+		s.trace(ctx, "claim", time.Since(began))
 		return true, nil
 	}
 	if ctx.Err() != nil {

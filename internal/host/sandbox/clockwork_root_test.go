@@ -34,7 +34,8 @@ func TestContinueFromACheckpoint(t *testing.T) {
 	got, err := other.Fetch(t.Context(), sb.ID(), wrenn.StoredSandbox{Team: team, Key: newest.Stored.Key, Epoch: 2})
 	must(t, err)
 	destroyLater(t, got)
-	list, head := got.Checkpoints()
+	all := got.Checkpoints()
+	list, head := all.List, all.Head
 	if len(list) != 1 || head != made.ID || list[0].Stored.Key != newest.Stored.Key || list[0].Name != "before" {
 		t.Errorf("checkpoints %+v, head %s", list, head)
 	}
@@ -62,7 +63,7 @@ func TestCheckpointsByTheClock(t *testing.T) {
 	seen := map[wrenn.CheckpointID]bool{}
 	testkit.WaitUntil(t, "there were four automatic checkpoints", func() bool {
 		sb.Touch()
-		list, _ := sb.Checkpoints()
+		list := sb.Checkpoints().List
 		automatic := 0
 		for _, c := range list {
 			if c.Automatic {
@@ -76,11 +77,11 @@ func TestCheckpointsByTheClock(t *testing.T) {
 		return len(seen) >= 4
 	})
 	testkit.WaitUntil(t, "the newest is stored, and the older ones are gone", func() bool {
-		list, _ := sb.Checkpoints()
+		list := sb.Checkpoints().List
 		newest := sb.Info().NewestStored
 		return newest != nil && newest.Automatic && len(list) <= 1+keptAutomatic+1
 	})
-	if list, _ := idle.Checkpoints(); len(list) != 0 {
+	if list := idle.Checkpoints().List; len(list) != 0 {
 		t.Errorf("a sandbox without the setting has %+v", list)
 	}
 }

@@ -4,13 +4,14 @@ package sandbox
 
 import (
 	"testing"
+	"time"
 
 	"wrenn.dev"
 )
 
 func wantConsole(t *testing.T, m *Manager, id wrenn.SandboxID, want string, wantMore bool) {
 	t.Helper()
-	text, more, err := m.Console(id)
+	text, more, err := m.Console(id, time.Time{})
 	if err != nil || text != want || more != wantMore {
 		t.Errorf("Console() = %q, %v, %v, want %q, %v", text, more, err, want, wantMore)
 	}
@@ -30,11 +31,16 @@ func TestConsole(t *testing.T) {
 	wantConsole(t, m, sb.ID(), "booted\nill\n", false)
 	must(t, sb.Destroy(t.Context())) // the control plane has noted the end
 	wantConsole(t, m, sb.ID(), "booted\nill\n", false)
+	for since, want := range map[time.Time]string{time.Now().Add(-time.Hour): "booted\nill\n", time.Now().Add(time.Hour): ""} {
+		if text, _, err := m.Console(sb.ID(), since); text != want || err != nil {
+			t.Errorf("Console() since %s = %q, %v, want %q", since, text, err, want)
+		}
+	}
 
 	destroyed := create(t, m)
 	must(t, l.world.Guest(destroyed.instance.Slot.Namespace()).Print("secret"))
 	must(t, destroyed.Destroy(t.Context()))
-	if text, _, err := m.Console(destroyed.ID()); wrenn.CodeOf(err) != wrenn.NotFound {
+	if text, _, err := m.Console(destroyed.ID(), time.Time{}); wrenn.CodeOf(err) != wrenn.NotFound {
 		t.Errorf("of one that its owner destroyed: %q, %v", text, err)
 	}
 	l.wantClean(t, m)

@@ -55,7 +55,7 @@ func (s locked) destroy(ctx context.Context) error {
 	}
 	s.remove()
 	s.host.garbage.mark()
-	s.trace("destroy", time.Since(began))
+	s.trace(ctx, "destroy", time.Since(began))
 	return nil
 }
 

@@ -63,7 +63,7 @@ type Config struct {
 	SilentAfter time.Duration
 	Log         *slog.Logger
 	// Trace, if set, gets the duration of each step of a sandbox.
-	Trace func(id wrenn.SandboxID, step string, took time.Duration)
+	Trace func(ctx context.Context, id wrenn.SandboxID, step string, took time.Duration)
 	// Adopt takes over the sandboxes of an earlier agent; otherwise Open
 	// destroys them.
 	Adopt bool
@@ -106,6 +106,7 @@ type host struct {
 	rounds    *rounds
 	archive   *archive.Archive
 	fetching  cmutex.Mutex // one Fetch at a time
+	measuring cmutex.Mutex // one MeasureCheckpoints at a time
 	templates templateFetches
 	boots     turns
 	restores  turns
@@ -174,17 +175,20 @@ func (h *host) Get(id wrenn.SandboxID) (*Sandbox, error) { return h.registry.get
 // Console returns the end of what the kernel, the init and the agent of a
 // sandbox printed, bounded; the guest chose what is in it. The console of a
 // sandbox that failed or stopped without a Destroy, or whose launch failed, is
-// kept for a while. More reports whether more may come. NotFound when none is known.
-func (h *host) Console(id wrenn.SandboxID) (text string, more bool, err error) {
+// kept for a while. Only what was printed after since counts, to about a second; of a console that is
+// kept this is all or nothing. More reports whether more may come. NotFound when none is known.
+func (h *host) Console(id wrenn.SandboxID, since time.Time) (text string, more bool, err error) {
 	s, err := h.registry.get(id)
 	if err == nil {
 		more = !s.Info().Status.ended()
-		if text, ok := s.console.Text(); ok {
+		if text, ok := s.console.Since(since); ok {
 			return text, more, nil
 		}
 	}
-	kept, readErr := h.consoles.Read(id)
+	kept, when, readErr := h.consoles.Read(id)
 	switch {
+	case readErr == nil && since.After(when):
+		return "", more, nil
 	case readErr == nil:
 		return kept, more, nil
 	case !errors.Is(readErr, fs.ErrNotExist):

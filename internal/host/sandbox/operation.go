@@ -87,7 +87,7 @@ func (s locked) perform(ctx context.Context, op operation, work func(ctx context
 		s.state.arrive(op.to)
 	}
 	if op.trace != "" {
-		s.trace(op.trace, time.Since(began))
+		s.trace(ctx, op.trace, time.Since(began))
 	}
 	return err
 }

@@ -20,6 +20,7 @@ import (
 
 	"wrenn.dev"
 	"wrenn.dev/internal/host/sandbox/journal"
+	"wrenn.dev/internal/testkit"
 	"wrenn.dev/internal/vm/vmfake"
 )
 
@@ -554,9 +555,49 @@ func TestCheckpoints(t *testing.T) {
 	l.wantClean(t, m)
 }
 
+// A checkpoint owns what no other has, and blocks that several have count once.
+func TestCheckpointsAreMeasured(t *testing.T) {
+	l := newLab(t)
+	l.cfg.StateDir = testkit.XFS(t)
+	m := l.open(t)
+	t.Cleanup(m.Close)
+	sb := ensure(t, m, wrenn.SandboxSpec{Size: small})
+	for _, id := range []wrenn.CheckpointID{"one", "two"} {
+		_, err := sb.Checkpoint(t.Context(), id, "")
+		must(t, err)
+	}
+	measure := func() wrenn.Checkpoints {
+		t.Helper()
+		all := sb.Checkpoints()
+		sb.MeasureCheckpoints(t.Context(), &all)
+		if all.DiskBytes == nil {
+			t.Fatalf("not measured: %+v", all)
+		}
+		return all
+	}
+	all := measure()
+	sizes, own := int64(0), int64(0)
+	for _, c := range all.List {
+		if c.OwnBytes == nil || *c.OwnBytes >= c.SizeBytes {
+			t.Fatalf("it shares the disk, and owns less than its size: %+v", c)
+		}
+		sizes, own = sizes+c.SizeBytes, own+*c.OwnBytes
+	}
+	if n := *all.DiskBytes; n >= sizes || n <= own {
+		t.Errorf("together they take %d bytes, of sizes %d and own %d", n, sizes, own)
+	}
+	must(t, sb.DeleteCheckpoint(t.Context(), "two"))
+	must(t, m.Collect(t.Context()))
+	if after := measure(); *all.DiskBytes-*after.DiskBytes < *all.List[1].OwnBytes {
+		t.Errorf("the deletion of one that owns %d left %d of %d bytes", *all.List[1].OwnBytes, *after.DiskBytes, *all.DiskBytes)
+	}
+	must(t, sb.Destroy(t.Context()))
+}
+
 func wantParents(t *testing.T, sb *Sandbox, head string, want map[string]string) {
 	t.Helper()
-	list, got := sb.Checkpoints()
+	all := sb.Checkpoints()
+	list, got := all.List, all.Head
 	parents := map[string]string{}
 	for _, c := range list {
 		parents[string(c.ID)] = string(c.Parent)

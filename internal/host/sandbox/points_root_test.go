@@ -266,7 +266,7 @@ func (w *wholeLife) wantRunningOrPaused(t *testing.T, m *Manager) {
 // wantTree checks that each checkpoint can be gone back to.
 func wantTree(t *testing.T, sb *Sandbox) {
 	t.Helper()
-	list, _ := sb.Checkpoints()
+	list := sb.Checkpoints().List
 	for _, c := range list {
 		must(t, sb.RestoreCheckpoint(t.Context(), c.ID))
 		wantAlive(t, sb)

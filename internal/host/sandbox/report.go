@@ -20,9 +20,9 @@ type reporter struct {
 // at calls the hook at a point. Those of the warm pool have their own names.
 func (r reporter) at(point string) error { return r.cfg.Hook.At(r.label(point)) }
 
-func (r reporter) trace(step string, took time.Duration) {
+func (r reporter) trace(ctx context.Context, step string, took time.Duration) {
 	if r.cfg.Trace != nil {
-		r.cfg.Trace(r.id, r.label(step), took)
+		r.cfg.Trace(ctx, r.id, r.label(step), took)
 	}
 }
 

@@ -21,7 +21,7 @@ import (
 func TestLife(t *testing.T) {
 	l := newLab(t)
 	var steps []string
-	l.cfg.Trace = func(_ wrenn.SandboxID, step string, _ time.Duration) { steps = append(steps, step) }
+	l.cfg.Trace = func(_ context.Context, _ wrenn.SandboxID, step string, _ time.Duration) { steps = append(steps, step) }
 	m := l.open(t)
 	id := wrenn.NewSandboxID()
 	sb, err := m.Create(t.Context(), id, small)

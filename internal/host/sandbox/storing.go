@@ -232,7 +232,7 @@ func (s *Sandbox) store(ctx context.Context, id string) (sent int64, err error) 
 	}
 	s.state.touchVersion()
 	s.host.news.notify()
-	s.trace("store", time.Since(began))
+	s.trace(ctx, "store", time.Since(began))
 	s.log(ctx, slog.LevelInfo, "paused sandbox stored", slog.String("snapshot", id), slog.Int64("bytes", stored.Bytes))
 	return stored.Bytes, nil
 }

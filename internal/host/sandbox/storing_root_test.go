@@ -273,7 +273,7 @@ func TestCheckpointsOnAnotherHost(t *testing.T) {
 	isStored := func(of *Sandbox, want int) {
 		t.Helper()
 		testkit.WaitUntil(t, "the checkpoints are stored", func() bool {
-			list, _ := of.Checkpoints()
+			list := of.Checkpoints().List
 			return len(list) == want && !slices.ContainsFunc(list, func(c wrenn.Checkpoint) bool { return c.Stored.Key == "" })
 		})
 	}
@@ -293,8 +293,8 @@ func TestCheckpointsOnAnotherHost(t *testing.T) {
 	got, err := other.Fetch(t.Context(), sb.ID(), wrenn.StoredSandbox{Team: team, Key: stored.Key})
 	must(t, err)
 	destroyLater(t, got)
-	if list, head := got.Checkpoints(); len(list) != 1 || list[0].ID != first.ID || head != first.ID {
-		t.Errorf("the sandbox came with %+v, %s", list, head)
+	if all := got.Checkpoints(); len(all.List) != 1 || all.List[0].ID != first.ID || all.Head != first.ID {
+		t.Errorf("the sandbox came with %+v, %s", all.List, all.Head)
 	}
 	must(t, got.Resume(t.Context()))
 	b.wantMark(t, got, 'y')
@@ -322,7 +322,7 @@ func TestCheckpointThatIsDamaged(t *testing.T) {
 	must(t, sb.Pause(t.Context()))
 	running(t, m)
 	waitStored(t, sb)
-	if list, _ := sb.Checkpoints(); len(list) != 1 || list[0].Stored.Key != "" {
+	if list := sb.Checkpoints().List; len(list) != 1 || list[0].Stored.Key != "" {
 		t.Errorf("%+v", list)
 	}
 }
@@ -342,7 +342,7 @@ func TestCopyOfAStoredCheckpoint(t *testing.T) {
 	must(t, a.mark(t.Context(), sb, 'y'))
 	var stored wrenn.Stored
 	testkit.WaitUntil(t, "the checkpoint is stored", func() bool {
-		list, _ := sb.Checkpoints()
+		list := sb.Checkpoints().List
 		stored = list[0].Stored
 		return stored.Key != ""
 	})
@@ -361,7 +361,7 @@ func TestCopyOfAStoredCheckpoint(t *testing.T) {
 		destroyLater(t, got)
 		wantAlive(t, got)
 		b.wantMark(t, got, 'x')
-		if list, _ := got.Checkpoints(); got.ID() != id || got.Info().Size != small || len(list) != 0 {
+		if list := got.Checkpoints().List; got.ID() != id || got.Info().Size != small || len(list) != 0 {
 			t.Errorf("%+v, checkpoints %v", got.Info(), list)
 		}
 	}

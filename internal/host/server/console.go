@@ -32,7 +32,8 @@ func (s *server) ReadConsole(ctx context.Context, req *pb.ReadConsoleRequest, st
 		return err
 	}
 	defer done()
-	text, more, err := s.cfg.Manager.Console(id)
+	since := req.GetSince().AsTime() // 1970 when it is absent
+	text, more, err := s.cfg.Manager.Console(id, since)
 	if err != nil {
 		return err
 	}
@@ -50,7 +51,7 @@ func (s *server) ReadConsole(ctx context.Context, req *pb.ReadConsoleRequest, st
 			return context.Cause(ctx)
 		}
 		var now string
-		now, more, err = s.cfg.Manager.Console(id)
+		now, more, err = s.cfg.Manager.Console(id, since)
 		if wrenn.CodeOf(err) == wrenn.NotFound {
 			return nil // the sandbox was destroyed
 		}
@@ -71,7 +72,7 @@ func (s *server) ReadConsole(ctx context.Context, req *pb.ReadConsoleRequest, st
 func sendConsole(stream *connect.ServerStream[pb.ReadConsoleResponse], text string) error {
 	for first := true; first || text != ""; first = false {
 		n := min(len(text), copyBuffer)
-		if err := stream.Send(&pb.ReadConsoleResponse{Chunk: []byte(text[:n])}); err != nil {
+		if err := stream.Send(&pb.ReadConsoleResponse{Chunk: []byte(text[:n]), Timed: first}); err != nil {
 			return err
 		}
 		text = text[n:]

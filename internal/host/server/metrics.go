@@ -1,12 +1,14 @@
 package server
 
 import (
+	"context"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"wrenn.dev"
 	"wrenn.dev/internal/host/sandbox"
+	"wrenn.dev/internal/telemetry"
 )
 
 // Steps is a histogram of how long the steps of sandboxes take. Observe is a
@@ -23,9 +25,9 @@ func NewSteps(registry prometheus.Registerer) *Steps {
 	return s
 }
 
-// Observe counts a step.
-func (s *Steps) Observe(_ wrenn.SandboxID, step string, took time.Duration) {
-	s.took.WithLabelValues(step).Observe(took.Seconds())
+// Observe counts a step. One of a traced call is an exemplar with the trace's id.
+func (s *Steps) Observe(ctx context.Context, _ wrenn.SandboxID, step string, took time.Duration) {
+	telemetry.Observe(ctx, s.took.WithLabelValues(step), took)
 }
 
 // collector reads the manager when it is scraped.

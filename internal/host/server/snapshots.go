@@ -79,7 +79,11 @@ func (s *server) ListCheckpoints(ctx context.Context, req *pb.ListCheckpointsReq
 	if err != nil {
 		return nil, err
 	}
-	return hostwire.Checkpoints(sb.Checkpoints()), nil
+	all := sb.Checkpoints()
+	if req.GetMeasure() {
+		sb.MeasureCheckpoints(ctx, &all)
+	}
+	return hostwire.Checkpoints(all), nil
 }
 
 func (s *server) RestoreCheckpoint(ctx context.Context, req *pb.RestoreCheckpointRequest) (*pb.RestoreCheckpointResponse, error) {

@@ -163,6 +163,14 @@ func (m *machine) Wait(ctx context.Context) error {
 // that prints such lines hides them from its own console.
 func (m *machine) Console() string { return string(logLine.ReplaceAll(m.process.Output(), nil)) }
 
+// ConsoleParts implements vm.ConsoleReader.
+func (m *machine) ConsoleParts() (parts []vm.ConsolePart) {
+	for _, p := range m.process.Pieces() { // which end at ends of lines
+		parts = append(parts, vm.ConsolePart{Until: p.Until, Text: string(logLine.ReplaceAll(p.Text, nil))})
+	}
+	return parts
+}
+
 // With --show-level a line of Firecracker's log is "TIME [ID:THREAD:LEVEL] …". It
 // logs each call that it gets, and what is wrong.
 var (

@@ -107,6 +107,14 @@ func (m *machine) Ref() vm.Ref { return m.ref }
 // Console implements vm.ConsoleReader.
 func (m *machine) Console() string { return string(m.proc.Output()) }
 
+// ConsoleParts implements vm.ConsoleReader.
+func (m *machine) ConsoleParts() (parts []vm.ConsolePart) {
+	for _, p := range m.proc.Pieces() {
+		parts = append(parts, vm.ConsolePart{Until: p.Until, Text: string(p.Text)})
+	}
+	return parts
+}
+
 // connect connects to the VMM's control socket. An adopted machine keeps running if it
 // fails.
 func (m *machine) connect(ctx context.Context) error {

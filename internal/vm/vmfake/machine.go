@@ -100,3 +100,8 @@ func (m *machine) Console() string {
 	defer m.mu.Unlock()
 	return string(m.console)
 }
+
+// ConsoleParts implements vm.ConsoleReader.
+func (m *machine) ConsoleParts() []vm.ConsolePart {
+	return []vm.ConsolePart{{Text: m.Console()}}
+}

@@ -165,3 +165,6 @@ func (m *machine) Wait(ctx context.Context) error {
 
 // Console implements vm.ConsoleReader.
 func (m *machine) Console() string { return string(m.process.Output()) }
+
+// ConsoleParts implements vm.ConsoleReader.
+func (m *machine) ConsoleParts() []vm.ConsolePart { return []vm.ConsolePart{{Text: m.Console()}} }

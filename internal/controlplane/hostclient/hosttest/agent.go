@@ -37,6 +37,8 @@ type Agent struct {
 	Copy func(ctx context.Context, id string) error
 	// NoCheckpointForks makes it as a host that does not know copies of checkpoints.
 	NoCheckpointForks bool
+	// NoConsoleTimes makes it as a host that does not know when a console printed.
+	NoConsoleTimes bool
 	// NoBuildPolicies makes it as a host whose builds follow no network policy.
 	NoBuildPolicies bool
 	// Sent, if set, is called with the size of each piece of output that was sent.

@@ -19,7 +19,7 @@ func (a *Agent) ReadConsole(ctx context.Context, req *hostagentv1.ReadConsoleReq
 		if err != nil {
 			return err
 		}
-		if err := s.Send(&hostagentv1.ReadConsoleResponse{Chunk: fmt.Appendf(nil, "console of %s\r\n", req.GetSandboxId())}); err != nil {
+		if err := s.Send(&hostagentv1.ReadConsoleResponse{Chunk: fmt.Appendf(nil, "console of %s\r\n", req.GetSandboxId()), Timed: !a.NoConsoleTimes}); err != nil {
 			return err
 		}
 		if req.GetFollow() {

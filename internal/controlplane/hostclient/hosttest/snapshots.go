@@ -1,11 +1,13 @@
 package hosttest
 
 import (
-	"connectrpc.com/connect"
 	"context"
 	"maps"
 	"slices"
 	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	"wrenn.dev"
 	"wrenn.dev/internal/wire"
@@ -157,7 +159,7 @@ func (b *sandbox) moment(id string) *moment {
 	return nil
 }
 
-// ListCheckpoints lists them, oldest first.
+// ListCheckpoints lists them, oldest first. A fourth of each is its own.
 func (a *Agent) ListCheckpoints(ctx context.Context, req *hostagentv1.ListCheckpointsRequest) (*hostagentv1.ListCheckpointsResponse, error) {
 	res := &hostagentv1.ListCheckpointsResponse{}
 	return res, a.with(ctx, "ListCheckpoints", req.GetSandboxId(), func() error {
@@ -166,7 +168,12 @@ func (a *Agent) ListCheckpoints(ctx context.Context, req *hostagentv1.ListCheckp
 			return err
 		}
 		for _, m := range b.moments {
-			res.Checkpoints = append(res.Checkpoints, m.info)
+			info := proto.CloneOf(m.info)
+			if req.GetMeasure() {
+				info.OwnBytes = new(m.info.GetSizeBytes() / 4)
+				res.DiskBytes = new(res.GetDiskBytes() + m.info.GetSizeBytes())
+			}
+			res.Checkpoints = append(res.Checkpoints, info)
 		}
 		res.Head = b.head
 		return nil

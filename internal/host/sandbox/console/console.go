@@ -8,7 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
+	"time"
 
 	"wrenn.dev"
 	"wrenn.dev/internal/durable"
@@ -28,8 +30,8 @@ const (
 // one after the other. The zero value has had no machine. It is safe for
 // concurrent use.
 type Log struct {
-	mu      sync.Mutex // guards what follows
-	before  string     // of earlier machines
+	mu      sync.Mutex       // guards what follows
+	before  []vm.ConsolePart // of earlier machines; each has a time
 	machine vm.ConsoleReader
 }
 
@@ -46,19 +48,49 @@ func (l *Log) Attach(machine vm.Machine) {
 		return
 	}
 	if l.machine != nil {
-		l.before = lastBytes(l.before+l.machine.Console(), maxKept)
+		l.before = lastParts(l.parts(), maxKept)
+		for i, p := range l.before {
+			if p.Until.IsZero() { // its newest
+				l.before[i].Until = time.Now()
+			}
+		}
 	}
 	l.machine = reader
 }
 
 // Text returns the end of the log, and whether it has had a machine.
-func (l *Log) Text() (string, bool) {
+func (l *Log) Text() (string, bool) { return l.Since(time.Time{}) }
+
+// Since is Text of what was printed after that time: what was printed within about a
+// second before it may be included.
+func (l *Log) Since(after time.Time) (string, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.machine == nil {
 		return "", false
 	}
-	return lastBytes(l.before+l.machine.Console(), maxText), true
+	var text strings.Builder
+	for _, p := range lastParts(l.parts(), maxText) {
+		if p.Until.IsZero() || p.Until.After(after) {
+			text.WriteString(p.Text)
+		}
+	}
+	return text.String(), true
+}
+
+// parts returns the log with when it was printed. The caller must hold mu.
+func (l *Log) parts() []vm.ConsolePart { return slices.Concat(l.before, l.machine.ConsoleParts()) }
+
+// lastParts returns the last n bytes of the parts.
+func lastParts(parts []vm.ConsolePart, n int) []vm.ConsolePart {
+	for i := len(parts) - 1; i >= 0; i-- {
+		if n -= len(parts[i].Text); n <= 0 {
+			first := parts[i]
+			first.Text = first.Text[-n:]
+			return append([]vm.ConsolePart{first}, parts[i+1:]...)
+		}
+	}
+	return parts
 }
 
 func lastBytes(text string, n int) string { return text[max(0, len(text)-n):] }
@@ -86,10 +118,18 @@ func (s Store) Keep(id wrenn.SandboxID, text string) error {
 	return s.removeOldest()
 }
 
-// Read returns what is kept for the sandbox: an fs.ErrNotExist if there is none.
-func (s Store) Read(id wrenn.SandboxID) (string, error) {
-	text, err := os.ReadFile(s.path(id))
-	return string(text), err
+// Read returns what is kept for the sandbox, and since when: an fs.ErrNotExist if there
+// is none.
+func (s Store) Read(id wrenn.SandboxID) (text string, kept time.Time, err error) {
+	data, err := os.ReadFile(s.path(id))
+	if err != nil {
+		return "", time.Time{}, err
+	}
+	info, err := os.Stat(s.path(id))
+	if err != nil {
+		return "", time.Time{}, err
+	}
+	return string(data), info.ModTime(), nil
 }
 
 func (s Store) removeOldest() error {

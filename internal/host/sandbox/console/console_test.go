@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,10 +19,15 @@ import (
 // machine is a machine that has nothing but a console.
 type machine struct {
 	vm.Machine
-	text string
+	timed []vm.ConsolePart
+	text  string // the newest
 }
 
 func (m *machine) Console() string { return m.text }
+
+func (m *machine) ConsoleParts() []vm.ConsolePart {
+	return append(slices.Clone(m.timed), vm.ConsolePart{Text: m.text})
+}
 
 // mute is a machine without a console.
 type mute struct{ vm.Machine }
@@ -50,15 +56,29 @@ func TestLogJoinsTheConsolesOfAllMachines(t *testing.T) {
 	}
 }
 
+func TestLogSinceATime(t *testing.T) {
+	at := func(minute int) time.Time { return time.Date(2026, 1, 2, 15, minute, 0, 0, time.UTC) }
+	var l Log
+	l.Attach(&machine{timed: []vm.ConsolePart{{Until: at(1), Text: "one "}, {Until: at(2), Text: "two "}}})
+	l.Attach(&machine{timed: []vm.ConsolePart{{Until: at(4), Text: "three "}}, text: "now"})
+	for since, want := range map[time.Time]string{
+		{}: "one two three now", at(0): "one two three now", at(1): "two three now", at(3): "three now", at(4): "now", time.Now().Add(time.Hour): "now",
+	} {
+		if text, _ := l.Since(since); text != want {
+			t.Errorf("Since(%s) = %q, want %q", since, text, want)
+		}
+	}
+}
+
 func TestStoreKeepsTheEnd(t *testing.T) {
 	s := Store{Dir: filepath.Join(t.TempDir(), "consoles")}
 	id := wrenn.NewSandboxID()
 	testkit.Must(t, s.Keep(id, ""))
-	if text, err := s.Read(id); !errors.Is(err, fs.ErrNotExist) {
+	if text, _, err := s.Read(id); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Read() of an empty console = %q, %v", text, err)
 	}
 	testkit.Must(t, s.Keep(id, strings.Repeat("x", maxKept)+"end"))
-	if text, err := s.Read(id); err != nil || len(text) != maxKept || !strings.HasSuffix(text, "xend") {
+	if text, _, err := s.Read(id); err != nil || len(text) != maxKept || !strings.HasSuffix(text, "xend") {
 		t.Errorf("Read() = %d bytes, %v", len(text), err)
 	}
 }

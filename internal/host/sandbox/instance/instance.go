@@ -69,7 +69,7 @@ type Owner struct {
 	// MakeRoom frees a network slot, when none is free, and reports whether it did.
 	MakeRoom func(context.Context) bool
 	Hook     rollback.Hook // called at each point at which an agent may die
-	Trace    func(step string, took time.Duration)
+	Trace    func(ctx context.Context, step string, took time.Duration)
 }
 
 // Source is what an instance is made from: a guest image or a snapshot. Release it.

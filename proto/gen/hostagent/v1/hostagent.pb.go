@@ -5226,7 +5226,9 @@ type Checkpoint struct {
 	// Where.
 	StoredKey string `protobuf:"bytes,131,opt,name=stored_key,json=storedKey,proto3" json:"stored_key,omitempty"`
 	// It was made by checkpoint_every_sec.
-	Automatic     bool `protobuf:"varint,160,opt,name=automatic,proto3" json:"automatic,omitempty"`
+	Automatic bool `protobuf:"varint,160,opt,name=automatic,proto3" json:"automatic,omitempty"`
+	// What it shares with no other file of the host's disk; absent when not measured.
+	OwnBytes      *uint64 `protobuf:"varint,225,opt,name=own_bytes,json=ownBytes,proto3,oneof" json:"own_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5315,6 +5317,13 @@ func (x *Checkpoint) GetAutomatic() bool {
 		return x.Automatic
 	}
 	return false
+}
+
+func (x *Checkpoint) GetOwnBytes() uint64 {
+	if x != nil && x.OwnBytes != nil {
+		return *x.OwnBytes
+	}
+	return 0
 }
 
 type CreateCheckpointRequest struct {
@@ -5423,8 +5432,10 @@ func (x *CreateCheckpointResponse) GetCheckpoint() *Checkpoint {
 }
 
 type ListCheckpointsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	// The answer has own_bytes and disk_bytes, as far as the host's file system tells.
+	Measure       bool `protobuf:"varint,225,opt,name=measure,proto3" json:"measure,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5466,11 +5477,20 @@ func (x *ListCheckpointsRequest) GetSandboxId() string {
 	return ""
 }
 
+func (x *ListCheckpointsRequest) GetMeasure() bool {
+	if x != nil {
+		return x.Measure
+	}
+	return false
+}
+
 type ListCheckpointsResponse struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Checkpoints []*Checkpoint          `protobuf:"bytes,1,rep,name=checkpoints,proto3" json:"checkpoints,omitempty"`
 	// The one that the sandbox continues from; empty for none.
-	Head          string `protobuf:"bytes,2,opt,name=head,proto3" json:"head,omitempty"`
+	Head string `protobuf:"bytes,2,opt,name=head,proto3" json:"head,omitempty"`
+	// What the checkpoints take together, shared blocks once; absent when not measured.
+	DiskBytes     *uint64 `protobuf:"varint,225,opt,name=disk_bytes,json=diskBytes,proto3,oneof" json:"disk_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5517,6 +5537,13 @@ func (x *ListCheckpointsResponse) GetHead() string {
 		return x.Head
 	}
 	return ""
+}
+
+func (x *ListCheckpointsResponse) GetDiskBytes() uint64 {
+	if x != nil && x.DiskBytes != nil {
+		return *x.DiskBytes
+	}
+	return 0
 }
 
 type RestoreCheckpointRequest struct {
@@ -8738,7 +8765,9 @@ type ReadConsoleRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
 	// Continues with new output until the sandbox ends.
-	Follow        bool `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`
+	Follow bool `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`
+	// Only what was printed after that time, to about a second; absent is everything.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,225,opt,name=since,proto3" json:"since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -8787,9 +8816,18 @@ func (x *ReadConsoleRequest) GetFollow() bool {
 	return false
 }
 
+func (x *ReadConsoleRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
 type ReadConsoleResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Chunk         []byte                 `protobuf:"bytes,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Chunk []byte                 `protobuf:"bytes,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	// Of the first message: the agent heeds since. Older ones do not.
+	Timed         bool `protobuf:"varint,225,opt,name=timed,proto3" json:"timed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -8829,6 +8867,13 @@ func (x *ReadConsoleResponse) GetChunk() []byte {
 		return x.Chunk
 	}
 	return nil
+}
+
+func (x *ReadConsoleResponse) GetTimed() bool {
+	if x != nil {
+		return x.Timed
+	}
+	return false
 }
 
 var File_v1_hostagent_proto protoreflect.FileDescriptor
@@ -9217,7 +9262,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\tR\x04code\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\x8d\x02\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\xbe\x02\n" +
 	"\n" +
 	"Checkpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
@@ -9229,7 +9274,10 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\tstored_at\x18\x82\x01 \x01(\v2\x1a.google.protobuf.TimestampR\bstoredAt\x12\x1e\n" +
 	"\n" +
 	"stored_key\x18\x83\x01 \x01(\tR\tstoredKey\x12\x1d\n" +
-	"\tautomatic\x18\xa0\x01 \x01(\bR\tautomatic\"q\n" +
+	"\tautomatic\x18\xa0\x01 \x01(\bR\tautomatic\x12!\n" +
+	"\town_bytes\x18\xe1\x01 \x01(\x04H\x00R\bownBytes\x88\x01\x01B\f\n" +
+	"\n" +
+	"_own_bytes\"q\n" +
 	"\x17CreateCheckpointRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12#\n" +
@@ -9238,13 +9286,17 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x18CreateCheckpointResponse\x128\n" +
 	"\n" +
 	"checkpoint\x18\x01 \x01(\v2\x18.hostagent.v1.CheckpointR\n" +
-	"checkpoint\"7\n" +
+	"checkpoint\"R\n" +
 	"\x16ListCheckpointsRequest\x12\x1d\n" +
 	"\n" +
-	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"i\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x19\n" +
+	"\ameasure\x18\xe1\x01 \x01(\bR\ameasure\"\x9d\x01\n" +
 	"\x17ListCheckpointsResponse\x12:\n" +
 	"\vcheckpoints\x18\x01 \x03(\v2\x18.hostagent.v1.CheckpointR\vcheckpoints\x12\x12\n" +
-	"\x04head\x18\x02 \x01(\tR\x04head\"^\n" +
+	"\x04head\x18\x02 \x01(\tR\x04head\x12#\n" +
+	"\n" +
+	"disk_bytes\x18\xe1\x01 \x01(\x04H\x00R\tdiskBytes\x88\x01\x01B\r\n" +
+	"\v_disk_bytes\"^\n" +
 	"\x18RestoreCheckpointRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12#\n" +
@@ -9500,13 +9552,15 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
 	"\x04user\x18\x03 \x01(\tR\x04user\".\n" +
 	"\x16ReadFileStreamResponse\x12\x14\n" +
-	"\x05chunk\x18\x01 \x01(\fR\x05chunk\"K\n" +
+	"\x05chunk\x18\x01 \x01(\fR\x05chunk\"~\n" +
 	"\x12ReadConsoleRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x16\n" +
-	"\x06follow\x18\x02 \x01(\bR\x06follow\"+\n" +
+	"\x06follow\x18\x02 \x01(\bR\x06follow\x121\n" +
+	"\x05since\x18\xe1\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"B\n" +
 	"\x13ReadConsoleResponse\x12\x14\n" +
-	"\x05chunk\x18\x01 \x01(\fR\x05chunk*p\n" +
+	"\x05chunk\x18\x01 \x01(\fR\x05chunk\x12\x15\n" +
+	"\x05timed\x18\xe1\x01 \x01(\bR\x05timed*p\n" +
 	"\tOnTimeout\x12\x1a\n" +
 	"\x16ON_TIMEOUT_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12ON_TIMEOUT_DESTROY\x10\x01\x12\x14\n" +
@@ -9835,107 +9889,108 @@ var file_v1_hostagent_proto_depIdxs = []int32{
 	4,   // 77: hostagent.v1.SignalProcessRequest.signal:type_name -> hostagent.v1.Signal
 	125, // 78: hostagent.v1.WriteFileStreamRequest.meta:type_name -> hostagent.v1.WriteFileMeta
 	43,  // 79: hostagent.v1.WriteFileStreamRequest.volume:type_name -> hostagent.v1.WriteVolumeFileMeta
-	7,   // 80: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
-	11,  // 81: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
-	11,  // 82: hostagent.v1.HostAgentService.StartSandbox:input_type -> hostagent.v1.CreateSandboxRequest
-	67,  // 83: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
-	69,  // 84: hostagent.v1.HostAgentService.PauseSandbox:input_type -> hostagent.v1.PauseSandboxRequest
-	71,  // 85: hostagent.v1.HostAgentService.ResumeSandbox:input_type -> hostagent.v1.ResumeSandboxRequest
-	12,  // 86: hostagent.v1.HostAgentService.FetchSandbox:input_type -> hostagent.v1.FetchSandboxRequest
-	14,  // 87: hostagent.v1.HostAgentService.ExportSandbox:input_type -> hostagent.v1.ExportSandboxRequest
-	16,  // 88: hostagent.v1.HostAgentService.ImportSandbox:input_type -> hostagent.v1.ImportSandboxRequest
-	103, // 89: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
-	107, // 90: hostagent.v1.HostAgentService.WatchSandboxes:input_type -> hostagent.v1.WatchSandboxesRequest
-	73,  // 91: hostagent.v1.HostAgentService.ForkSandbox:input_type -> hostagent.v1.ForkSandboxRequest
-	75,  // 92: hostagent.v1.HostAgentService.CopyCheckpoint:input_type -> hostagent.v1.CopyCheckpointRequest
-	79,  // 93: hostagent.v1.HostAgentService.CreateCheckpoint:input_type -> hostagent.v1.CreateCheckpointRequest
-	81,  // 94: hostagent.v1.HostAgentService.ListCheckpoints:input_type -> hostagent.v1.ListCheckpointsRequest
-	83,  // 95: hostagent.v1.HostAgentService.RestoreCheckpoint:input_type -> hostagent.v1.RestoreCheckpointRequest
-	85,  // 96: hostagent.v1.HostAgentService.DeleteCheckpoint:input_type -> hostagent.v1.DeleteCheckpointRequest
-	87,  // 97: hostagent.v1.HostAgentService.ExtendSandbox:input_type -> hostagent.v1.ExtendSandboxRequest
-	90,  // 98: hostagent.v1.HostAgentService.SetSandboxSettings:input_type -> hostagent.v1.SetSandboxSettingsRequest
-	92,  // 99: hostagent.v1.HostAgentService.SetNetworkPolicy:input_type -> hostagent.v1.SetNetworkPolicyRequest
-	100, // 100: hostagent.v1.HostAgentService.ReadMetrics:input_type -> hostagent.v1.ReadMetricsRequest
-	94,  // 101: hostagent.v1.HostAgentService.ReadEgress:input_type -> hostagent.v1.ReadEgressRequest
-	97,  // 102: hostagent.v1.HostAgentService.ExplainEgress:input_type -> hostagent.v1.ExplainEgressRequest
-	46,  // 103: hostagent.v1.HostAgentService.BuildTemplate:input_type -> hostagent.v1.BuildTemplateRequest
-	61,  // 104: hostagent.v1.HostAgentService.DeleteTemplate:input_type -> hostagent.v1.DeleteTemplateRequest
-	56,  // 105: hostagent.v1.HostAgentService.ListStoreReferences:input_type -> hostagent.v1.ListStoreReferencesRequest
-	58,  // 106: hostagent.v1.HostAgentService.CollectStore:input_type -> hostagent.v1.CollectStoreRequest
-	63,  // 107: hostagent.v1.HostAgentService.ListTemplates:input_type -> hostagent.v1.ListTemplatesRequest
-	48,  // 108: hostagent.v1.HostAgentService.PutBuildFiles:input_type -> hostagent.v1.PutBuildFilesRequest
-	51,  // 109: hostagent.v1.HostAgentService.FindBuildFiles:input_type -> hostagent.v1.FindBuildFilesRequest
-	26,  // 110: hostagent.v1.HostAgentService.CreateVolume:input_type -> hostagent.v1.CreateVolumeRequest
-	28,  // 111: hostagent.v1.HostAgentService.DeleteVolume:input_type -> hostagent.v1.DeleteVolumeRequest
-	32,  // 112: hostagent.v1.HostAgentService.StatVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
-	34,  // 113: hostagent.v1.HostAgentService.ListVolumeFiles:input_type -> hostagent.v1.ListVolumeFilesRequest
-	36,  // 114: hostagent.v1.HostAgentService.MakeVolumeDirectory:input_type -> hostagent.v1.MakeVolumeDirectoryRequest
-	38,  // 115: hostagent.v1.HostAgentService.SetVolumeFile:input_type -> hostagent.v1.SetVolumeFileRequest
-	40,  // 116: hostagent.v1.HostAgentService.RenameVolumeFile:input_type -> hostagent.v1.RenameVolumeFileRequest
-	32,  // 117: hostagent.v1.HostAgentService.RemoveVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
-	32,  // 118: hostagent.v1.HostAgentService.ReadVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
-	124, // 119: hostagent.v1.HostAgentService.WriteVolumeFile:input_type -> hostagent.v1.WriteFileStreamRequest
-	109, // 120: hostagent.v1.HostAgentService.Exec:input_type -> hostagent.v1.ExecRequest
-	114, // 121: hostagent.v1.HostAgentService.ExecStream:input_type -> hostagent.v1.ExecStreamRequest
-	118, // 122: hostagent.v1.HostAgentService.SignalProcess:input_type -> hostagent.v1.SignalProcessRequest
-	120, // 123: hostagent.v1.HostAgentService.WriteFile:input_type -> hostagent.v1.WriteFileRequest
-	122, // 124: hostagent.v1.HostAgentService.ReadFile:input_type -> hostagent.v1.ReadFileRequest
-	124, // 125: hostagent.v1.HostAgentService.WriteFileStream:input_type -> hostagent.v1.WriteFileStreamRequest
-	127, // 126: hostagent.v1.HostAgentService.ReadFileStream:input_type -> hostagent.v1.ReadFileStreamRequest
-	129, // 127: hostagent.v1.HostAgentService.ReadConsole:input_type -> hostagent.v1.ReadConsoleRequest
-	8,   // 128: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
-	66,  // 129: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
-	45,  // 130: hostagent.v1.HostAgentService.StartSandbox:output_type -> hostagent.v1.StartSandboxResponse
-	68,  // 131: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
-	70,  // 132: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
-	72,  // 133: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
-	13,  // 134: hostagent.v1.HostAgentService.FetchSandbox:output_type -> hostagent.v1.FetchSandboxResponse
-	15,  // 135: hostagent.v1.HostAgentService.ExportSandbox:output_type -> hostagent.v1.ExportSandboxResponse
-	18,  // 136: hostagent.v1.HostAgentService.ImportSandbox:output_type -> hostagent.v1.ImportSandboxResponse
-	104, // 137: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
-	108, // 138: hostagent.v1.HostAgentService.WatchSandboxes:output_type -> hostagent.v1.WatchSandboxesResponse
-	74,  // 139: hostagent.v1.HostAgentService.ForkSandbox:output_type -> hostagent.v1.ForkSandboxResponse
-	76,  // 140: hostagent.v1.HostAgentService.CopyCheckpoint:output_type -> hostagent.v1.CopyCheckpointResponse
-	80,  // 141: hostagent.v1.HostAgentService.CreateCheckpoint:output_type -> hostagent.v1.CreateCheckpointResponse
-	82,  // 142: hostagent.v1.HostAgentService.ListCheckpoints:output_type -> hostagent.v1.ListCheckpointsResponse
-	84,  // 143: hostagent.v1.HostAgentService.RestoreCheckpoint:output_type -> hostagent.v1.RestoreCheckpointResponse
-	86,  // 144: hostagent.v1.HostAgentService.DeleteCheckpoint:output_type -> hostagent.v1.DeleteCheckpointResponse
-	88,  // 145: hostagent.v1.HostAgentService.ExtendSandbox:output_type -> hostagent.v1.ExtendSandboxResponse
-	91,  // 146: hostagent.v1.HostAgentService.SetSandboxSettings:output_type -> hostagent.v1.SetSandboxSettingsResponse
-	93,  // 147: hostagent.v1.HostAgentService.SetNetworkPolicy:output_type -> hostagent.v1.SetNetworkPolicyResponse
-	101, // 148: hostagent.v1.HostAgentService.ReadMetrics:output_type -> hostagent.v1.ReadMetricsResponse
-	95,  // 149: hostagent.v1.HostAgentService.ReadEgress:output_type -> hostagent.v1.ReadEgressResponse
-	98,  // 150: hostagent.v1.HostAgentService.ExplainEgress:output_type -> hostagent.v1.ExplainEgressResponse
-	54,  // 151: hostagent.v1.HostAgentService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
-	62,  // 152: hostagent.v1.HostAgentService.DeleteTemplate:output_type -> hostagent.v1.DeleteTemplateResponse
-	57,  // 153: hostagent.v1.HostAgentService.ListStoreReferences:output_type -> hostagent.v1.ListStoreReferencesResponse
-	59,  // 154: hostagent.v1.HostAgentService.CollectStore:output_type -> hostagent.v1.CollectStoreResponse
-	64,  // 155: hostagent.v1.HostAgentService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
-	50,  // 156: hostagent.v1.HostAgentService.PutBuildFiles:output_type -> hostagent.v1.PutBuildFilesResponse
-	52,  // 157: hostagent.v1.HostAgentService.FindBuildFiles:output_type -> hostagent.v1.FindBuildFilesResponse
-	27,  // 158: hostagent.v1.HostAgentService.CreateVolume:output_type -> hostagent.v1.CreateVolumeResponse
-	29,  // 159: hostagent.v1.HostAgentService.DeleteVolume:output_type -> hostagent.v1.DeleteVolumeResponse
-	33,  // 160: hostagent.v1.HostAgentService.StatVolumeFile:output_type -> hostagent.v1.StatVolumeFileResponse
-	35,  // 161: hostagent.v1.HostAgentService.ListVolumeFiles:output_type -> hostagent.v1.ListVolumeFilesResponse
-	37,  // 162: hostagent.v1.HostAgentService.MakeVolumeDirectory:output_type -> hostagent.v1.MakeVolumeDirectoryResponse
-	39,  // 163: hostagent.v1.HostAgentService.SetVolumeFile:output_type -> hostagent.v1.SetVolumeFileResponse
-	41,  // 164: hostagent.v1.HostAgentService.RenameVolumeFile:output_type -> hostagent.v1.RenameVolumeFileResponse
-	42,  // 165: hostagent.v1.HostAgentService.RemoveVolumeFile:output_type -> hostagent.v1.RemoveVolumeFileResponse
-	128, // 166: hostagent.v1.HostAgentService.ReadVolumeFile:output_type -> hostagent.v1.ReadFileStreamResponse
-	44,  // 167: hostagent.v1.HostAgentService.WriteVolumeFile:output_type -> hostagent.v1.WriteVolumeFileResponse
-	110, // 168: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
-	115, // 169: hostagent.v1.HostAgentService.ExecStream:output_type -> hostagent.v1.ExecStreamResponse
-	119, // 170: hostagent.v1.HostAgentService.SignalProcess:output_type -> hostagent.v1.SignalProcessResponse
-	121, // 171: hostagent.v1.HostAgentService.WriteFile:output_type -> hostagent.v1.WriteFileResponse
-	123, // 172: hostagent.v1.HostAgentService.ReadFile:output_type -> hostagent.v1.ReadFileResponse
-	126, // 173: hostagent.v1.HostAgentService.WriteFileStream:output_type -> hostagent.v1.WriteFileStreamResponse
-	128, // 174: hostagent.v1.HostAgentService.ReadFileStream:output_type -> hostagent.v1.ReadFileStreamResponse
-	130, // 175: hostagent.v1.HostAgentService.ReadConsole:output_type -> hostagent.v1.ReadConsoleResponse
-	128, // [128:176] is the sub-list for method output_type
-	80,  // [80:128] is the sub-list for method input_type
-	80,  // [80:80] is the sub-list for extension type_name
-	80,  // [80:80] is the sub-list for extension extendee
-	0,   // [0:80] is the sub-list for field type_name
+	139, // 80: hostagent.v1.ReadConsoleRequest.since:type_name -> google.protobuf.Timestamp
+	7,   // 81: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
+	11,  // 82: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
+	11,  // 83: hostagent.v1.HostAgentService.StartSandbox:input_type -> hostagent.v1.CreateSandboxRequest
+	67,  // 84: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
+	69,  // 85: hostagent.v1.HostAgentService.PauseSandbox:input_type -> hostagent.v1.PauseSandboxRequest
+	71,  // 86: hostagent.v1.HostAgentService.ResumeSandbox:input_type -> hostagent.v1.ResumeSandboxRequest
+	12,  // 87: hostagent.v1.HostAgentService.FetchSandbox:input_type -> hostagent.v1.FetchSandboxRequest
+	14,  // 88: hostagent.v1.HostAgentService.ExportSandbox:input_type -> hostagent.v1.ExportSandboxRequest
+	16,  // 89: hostagent.v1.HostAgentService.ImportSandbox:input_type -> hostagent.v1.ImportSandboxRequest
+	103, // 90: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
+	107, // 91: hostagent.v1.HostAgentService.WatchSandboxes:input_type -> hostagent.v1.WatchSandboxesRequest
+	73,  // 92: hostagent.v1.HostAgentService.ForkSandbox:input_type -> hostagent.v1.ForkSandboxRequest
+	75,  // 93: hostagent.v1.HostAgentService.CopyCheckpoint:input_type -> hostagent.v1.CopyCheckpointRequest
+	79,  // 94: hostagent.v1.HostAgentService.CreateCheckpoint:input_type -> hostagent.v1.CreateCheckpointRequest
+	81,  // 95: hostagent.v1.HostAgentService.ListCheckpoints:input_type -> hostagent.v1.ListCheckpointsRequest
+	83,  // 96: hostagent.v1.HostAgentService.RestoreCheckpoint:input_type -> hostagent.v1.RestoreCheckpointRequest
+	85,  // 97: hostagent.v1.HostAgentService.DeleteCheckpoint:input_type -> hostagent.v1.DeleteCheckpointRequest
+	87,  // 98: hostagent.v1.HostAgentService.ExtendSandbox:input_type -> hostagent.v1.ExtendSandboxRequest
+	90,  // 99: hostagent.v1.HostAgentService.SetSandboxSettings:input_type -> hostagent.v1.SetSandboxSettingsRequest
+	92,  // 100: hostagent.v1.HostAgentService.SetNetworkPolicy:input_type -> hostagent.v1.SetNetworkPolicyRequest
+	100, // 101: hostagent.v1.HostAgentService.ReadMetrics:input_type -> hostagent.v1.ReadMetricsRequest
+	94,  // 102: hostagent.v1.HostAgentService.ReadEgress:input_type -> hostagent.v1.ReadEgressRequest
+	97,  // 103: hostagent.v1.HostAgentService.ExplainEgress:input_type -> hostagent.v1.ExplainEgressRequest
+	46,  // 104: hostagent.v1.HostAgentService.BuildTemplate:input_type -> hostagent.v1.BuildTemplateRequest
+	61,  // 105: hostagent.v1.HostAgentService.DeleteTemplate:input_type -> hostagent.v1.DeleteTemplateRequest
+	56,  // 106: hostagent.v1.HostAgentService.ListStoreReferences:input_type -> hostagent.v1.ListStoreReferencesRequest
+	58,  // 107: hostagent.v1.HostAgentService.CollectStore:input_type -> hostagent.v1.CollectStoreRequest
+	63,  // 108: hostagent.v1.HostAgentService.ListTemplates:input_type -> hostagent.v1.ListTemplatesRequest
+	48,  // 109: hostagent.v1.HostAgentService.PutBuildFiles:input_type -> hostagent.v1.PutBuildFilesRequest
+	51,  // 110: hostagent.v1.HostAgentService.FindBuildFiles:input_type -> hostagent.v1.FindBuildFilesRequest
+	26,  // 111: hostagent.v1.HostAgentService.CreateVolume:input_type -> hostagent.v1.CreateVolumeRequest
+	28,  // 112: hostagent.v1.HostAgentService.DeleteVolume:input_type -> hostagent.v1.DeleteVolumeRequest
+	32,  // 113: hostagent.v1.HostAgentService.StatVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
+	34,  // 114: hostagent.v1.HostAgentService.ListVolumeFiles:input_type -> hostagent.v1.ListVolumeFilesRequest
+	36,  // 115: hostagent.v1.HostAgentService.MakeVolumeDirectory:input_type -> hostagent.v1.MakeVolumeDirectoryRequest
+	38,  // 116: hostagent.v1.HostAgentService.SetVolumeFile:input_type -> hostagent.v1.SetVolumeFileRequest
+	40,  // 117: hostagent.v1.HostAgentService.RenameVolumeFile:input_type -> hostagent.v1.RenameVolumeFileRequest
+	32,  // 118: hostagent.v1.HostAgentService.RemoveVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
+	32,  // 119: hostagent.v1.HostAgentService.ReadVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
+	124, // 120: hostagent.v1.HostAgentService.WriteVolumeFile:input_type -> hostagent.v1.WriteFileStreamRequest
+	109, // 121: hostagent.v1.HostAgentService.Exec:input_type -> hostagent.v1.ExecRequest
+	114, // 122: hostagent.v1.HostAgentService.ExecStream:input_type -> hostagent.v1.ExecStreamRequest
+	118, // 123: hostagent.v1.HostAgentService.SignalProcess:input_type -> hostagent.v1.SignalProcessRequest
+	120, // 124: hostagent.v1.HostAgentService.WriteFile:input_type -> hostagent.v1.WriteFileRequest
+	122, // 125: hostagent.v1.HostAgentService.ReadFile:input_type -> hostagent.v1.ReadFileRequest
+	124, // 126: hostagent.v1.HostAgentService.WriteFileStream:input_type -> hostagent.v1.WriteFileStreamRequest
+	127, // 127: hostagent.v1.HostAgentService.ReadFileStream:input_type -> hostagent.v1.ReadFileStreamRequest
+	129, // 128: hostagent.v1.HostAgentService.ReadConsole:input_type -> hostagent.v1.ReadConsoleRequest
+	8,   // 129: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
+	66,  // 130: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
+	45,  // 131: hostagent.v1.HostAgentService.StartSandbox:output_type -> hostagent.v1.StartSandboxResponse
+	68,  // 132: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
+	70,  // 133: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
+	72,  // 134: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
+	13,  // 135: hostagent.v1.HostAgentService.FetchSandbox:output_type -> hostagent.v1.FetchSandboxResponse
+	15,  // 136: hostagent.v1.HostAgentService.ExportSandbox:output_type -> hostagent.v1.ExportSandboxResponse
+	18,  // 137: hostagent.v1.HostAgentService.ImportSandbox:output_type -> hostagent.v1.ImportSandboxResponse
+	104, // 138: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
+	108, // 139: hostagent.v1.HostAgentService.WatchSandboxes:output_type -> hostagent.v1.WatchSandboxesResponse
+	74,  // 140: hostagent.v1.HostAgentService.ForkSandbox:output_type -> hostagent.v1.ForkSandboxResponse
+	76,  // 141: hostagent.v1.HostAgentService.CopyCheckpoint:output_type -> hostagent.v1.CopyCheckpointResponse
+	80,  // 142: hostagent.v1.HostAgentService.CreateCheckpoint:output_type -> hostagent.v1.CreateCheckpointResponse
+	82,  // 143: hostagent.v1.HostAgentService.ListCheckpoints:output_type -> hostagent.v1.ListCheckpointsResponse
+	84,  // 144: hostagent.v1.HostAgentService.RestoreCheckpoint:output_type -> hostagent.v1.RestoreCheckpointResponse
+	86,  // 145: hostagent.v1.HostAgentService.DeleteCheckpoint:output_type -> hostagent.v1.DeleteCheckpointResponse
+	88,  // 146: hostagent.v1.HostAgentService.ExtendSandbox:output_type -> hostagent.v1.ExtendSandboxResponse
+	91,  // 147: hostagent.v1.HostAgentService.SetSandboxSettings:output_type -> hostagent.v1.SetSandboxSettingsResponse
+	93,  // 148: hostagent.v1.HostAgentService.SetNetworkPolicy:output_type -> hostagent.v1.SetNetworkPolicyResponse
+	101, // 149: hostagent.v1.HostAgentService.ReadMetrics:output_type -> hostagent.v1.ReadMetricsResponse
+	95,  // 150: hostagent.v1.HostAgentService.ReadEgress:output_type -> hostagent.v1.ReadEgressResponse
+	98,  // 151: hostagent.v1.HostAgentService.ExplainEgress:output_type -> hostagent.v1.ExplainEgressResponse
+	54,  // 152: hostagent.v1.HostAgentService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
+	62,  // 153: hostagent.v1.HostAgentService.DeleteTemplate:output_type -> hostagent.v1.DeleteTemplateResponse
+	57,  // 154: hostagent.v1.HostAgentService.ListStoreReferences:output_type -> hostagent.v1.ListStoreReferencesResponse
+	59,  // 155: hostagent.v1.HostAgentService.CollectStore:output_type -> hostagent.v1.CollectStoreResponse
+	64,  // 156: hostagent.v1.HostAgentService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
+	50,  // 157: hostagent.v1.HostAgentService.PutBuildFiles:output_type -> hostagent.v1.PutBuildFilesResponse
+	52,  // 158: hostagent.v1.HostAgentService.FindBuildFiles:output_type -> hostagent.v1.FindBuildFilesResponse
+	27,  // 159: hostagent.v1.HostAgentService.CreateVolume:output_type -> hostagent.v1.CreateVolumeResponse
+	29,  // 160: hostagent.v1.HostAgentService.DeleteVolume:output_type -> hostagent.v1.DeleteVolumeResponse
+	33,  // 161: hostagent.v1.HostAgentService.StatVolumeFile:output_type -> hostagent.v1.StatVolumeFileResponse
+	35,  // 162: hostagent.v1.HostAgentService.ListVolumeFiles:output_type -> hostagent.v1.ListVolumeFilesResponse
+	37,  // 163: hostagent.v1.HostAgentService.MakeVolumeDirectory:output_type -> hostagent.v1.MakeVolumeDirectoryResponse
+	39,  // 164: hostagent.v1.HostAgentService.SetVolumeFile:output_type -> hostagent.v1.SetVolumeFileResponse
+	41,  // 165: hostagent.v1.HostAgentService.RenameVolumeFile:output_type -> hostagent.v1.RenameVolumeFileResponse
+	42,  // 166: hostagent.v1.HostAgentService.RemoveVolumeFile:output_type -> hostagent.v1.RemoveVolumeFileResponse
+	128, // 167: hostagent.v1.HostAgentService.ReadVolumeFile:output_type -> hostagent.v1.ReadFileStreamResponse
+	44,  // 168: hostagent.v1.HostAgentService.WriteVolumeFile:output_type -> hostagent.v1.WriteVolumeFileResponse
+	110, // 169: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
+	115, // 170: hostagent.v1.HostAgentService.ExecStream:output_type -> hostagent.v1.ExecStreamResponse
+	119, // 171: hostagent.v1.HostAgentService.SignalProcess:output_type -> hostagent.v1.SignalProcessResponse
+	121, // 172: hostagent.v1.HostAgentService.WriteFile:output_type -> hostagent.v1.WriteFileResponse
+	123, // 173: hostagent.v1.HostAgentService.ReadFile:output_type -> hostagent.v1.ReadFileResponse
+	126, // 174: hostagent.v1.HostAgentService.WriteFileStream:output_type -> hostagent.v1.WriteFileStreamResponse
+	128, // 175: hostagent.v1.HostAgentService.ReadFileStream:output_type -> hostagent.v1.ReadFileStreamResponse
+	130, // 176: hostagent.v1.HostAgentService.ReadConsole:output_type -> hostagent.v1.ReadConsoleResponse
+	129, // [129:177] is the sub-list for method output_type
+	81,  // [81:129] is the sub-list for method input_type
+	81,  // [81:81] is the sub-list for extension type_name
+	81,  // [81:81] is the sub-list for extension extendee
+	0,   // [0:81] is the sub-list for field type_name
 }
 
 func init() { file_v1_hostagent_proto_init() }
@@ -9968,6 +10023,8 @@ func file_v1_hostagent_proto_init() {
 		(*BuildTemplateResponse_Keepalive)(nil),
 		(*BuildTemplateResponse_Step)(nil),
 	}
+	file_v1_hostagent_proto_msgTypes[72].OneofWrappers = []any{}
+	file_v1_hostagent_proto_msgTypes[76].OneofWrappers = []any{}
 	file_v1_hostagent_proto_msgTypes[106].OneofWrappers = []any{}
 	file_v1_hostagent_proto_msgTypes[108].OneofWrappers = []any{
 		(*ExecStreamRequest_Start)(nil),

@@ -864,6 +864,9 @@ type Checkpoint struct {
 	ID        CheckpointID `json:"id"`
 	Name      string       `json:"name"`
 
+	// OwnBytes What it shares with no other file of its host's disk: deleting it frees that, once no machine runs from it. Only in lists, and absent when the host cannot tell.
+	OwnBytes *int64 `json:"own_bytes,omitempty"`
+
 	// ParentID The checkpoint that the sandbox continued from; absent for none.
 	ParentID *CheckpointID `json:"parent_id,omitempty"`
 
@@ -880,6 +883,9 @@ type CheckpointID = string
 // Checkpoints defines model for Checkpoints.
 type Checkpoints struct {
 	Checkpoints []Checkpoint `json:"checkpoints"`
+
+	// DiskBytes What all of them take on the host's disk together: blocks that several share count once, also those that they share with the template. Absent when the host cannot tell.
+	DiskBytes *int64 `json:"disk_bytes,omitempty"`
 
 	// Head The checkpoint that the sandbox continues from; absent for none.
 	Head *CheckpointID `json:"head,omitempty"`
@@ -2395,6 +2401,10 @@ type WriteFileParams struct {
 type GetSandboxLogsParams struct {
 	// Follow Continue with new output until the sandbox ends. A burst of output may be incomplete.
 	Follow *bool `form:"follow,omitempty" json:"follow,omitempty"`
+
+	// Since Only what was printed after this time, to about a second, by the host's clock. What was printed before the host's agent last started counts as printed then,
+	// and the console of a sandbox that has ended as printed at its end. The answer is `unavailable` when the host's agent is too old for it.
+	Since *time.Time `form:"since,omitempty" json:"since,omitempty"`
 }
 
 // GetSandboxMetricsParams defines parameters for GetSandboxMetrics.
@@ -4588,6 +4598,19 @@ func (siw *ServerInterfaceWrapper) GetSandboxLogs(w http.ResponseWriter, r *http
 			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "follow"})
 		} else {
 			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "follow", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "since" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "since", r.URL.Query(), &params.Since, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "since"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "since", Err: err})
 		}
 		return
 	}
