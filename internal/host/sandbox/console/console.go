@@ -83,9 +83,8 @@ func (l *Log) parts() []vm.ConsolePart { return slices.Concat(l.before, l.machin
 
 // lastParts returns the last n bytes of the parts.
 func lastParts(parts []vm.ConsolePart, n int) []vm.ConsolePart {
-	for i := len(parts) - 1; i >= 0; i-- {
-		if n -= len(parts[i].Text); n <= 0 {
-			first := parts[i]
+	for i, first := range slices.Backward(parts) {
+		if n -= len(first.Text); n <= 0 {
 			first.Text = first.Text[-n:]
 			return append([]vm.ConsolePart{first}, parts[i+1:]...)
 		}
