@@ -31,6 +31,7 @@ var alertCases = map[string]alertCase{
 	"WrennHostAgentDown":         {[]string{`up{job="wrenn-host-agent"} 1x29 0x59 1x60`}, 32, 90},
 	"WrennHostUnreachable":       {[]string{`wrenn_host_up{host="h1",instance="a"} 1x29 0x59 1x60`, `wrenn_host_up{host="h1",instance="b"} 0x149`}, 32, 90},
 	"WrennSandboxesNeedOperator": {[]string{`wrenn_host_unknown_sandboxes{host="h1"} 0x29 1x59 0x60`}, 40, 90},
+	"WrennStoreNotCollected":     {[]string{`wrenn_store_collection_held{instance="a"} 0x29 1x79 0x40`, `wrenn_store_collection_held{instance="b"} 0x149`}, 90, 110},
 	"WrennDiskLow":               {[]string{`wrenn_disk_free_bytes 20000000000x29 19999999999x59 20000000000x60`}, 35, 90},
 	"WrennMemoryNearLimit":       {[]string{`wrenn_memory_used_bytes 90x29 91x59 90x60`, `wrenn_memory_limit_bytes 100x149`}, 45, 90},
 	// Rates are those of 5 and 10 minutes. More than 5 % of the requests fail from the third minute of errors until the second without;
