@@ -138,8 +138,11 @@ export class Stream {
   }
 
   write(text: string): void {
+    this.writeBytes(new TextEncoder().encode(text));
+  }
+
+  writeBytes(bytes: Uint8Array): void {
     if (this.#over) return;
-    const bytes = new TextEncoder().encode(text);
     this.#sent.push(bytes);
     if (this.#started) this.#input(bytes);
   }
