@@ -56,6 +56,7 @@ type HostInfo struct {
 	// TemplatesRevision changes when the host's builds or where they are stored do; 0 is
 	// not known.
 	TemplatesRevision uint64
+	StoreRounds       StoreRounds
 	HostFacts
 }
 

@@ -380,6 +380,22 @@ CREATE TABLE public.sessions (
     expires_at timestamp with time zone NOT NULL
 );
 
+CREATE TABLE public.store_collections (
+    team_id uuid NOT NULL,
+    through_round bigint DEFAULT '-1'::integer NOT NULL,
+    objects bigint DEFAULT 0 NOT NULL,
+    bytes bigint DEFAULT 0 NOT NULL,
+    tried_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+
+CREATE TABLE public.store_rounds (
+    one boolean DEFAULT true NOT NULL,
+    round bigint DEFAULT 0 NOT NULL,
+    began_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT store_rounds_one CHECK (one),
+    CONSTRAINT store_rounds_round CHECK ((round >= 0))
+);
+
 CREATE TABLE public.team_usage (
     team_id uuid NOT NULL,
     hour timestamp with time zone NOT NULL,
@@ -582,6 +598,12 @@ ALTER TABLE ONLY public.secrets
 ALTER TABLE ONLY public.sessions
     ADD CONSTRAINT sessions_pkey PRIMARY KEY (hash);
 
+ALTER TABLE ONLY public.store_collections
+    ADD CONSTRAINT store_collections_pkey PRIMARY KEY (team_id);
+
+ALTER TABLE ONLY public.store_rounds
+    ADD CONSTRAINT store_rounds_pkey PRIMARY KEY (one);
+
 ALTER TABLE ONLY public.team_usage
     ADD CONSTRAINT team_usage_pkey PRIMARY KEY (team_id, hour);
 
@@ -718,6 +740,9 @@ ALTER TABLE ONLY public.secrets
 
 ALTER TABLE ONLY public.sessions
     ADD CONSTRAINT sessions_key_id_fkey FOREIGN KEY (key_id) REFERENCES public.api_keys(id);
+
+ALTER TABLE ONLY public.store_collections
+    ADD CONSTRAINT store_collections_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY public.team_usage
     ADD CONSTRAINT team_usage_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);

@@ -51,6 +51,8 @@ func TestHostileGuest(t *testing.T) {
 	t.Run("egress proxy", h.testEgressProxy)
 	t.Run("closed addresses", h.testClosed)
 	t.Run("names", h.testDNS)
+	t.Run("raw segments", h.testSYNFlood)
+	t.Run("hanging at a freeze", h.testFreeze)
 	t.Run("floods", h.testFloods)
 	t.Run("in place of envd", h.testInPlaceOfEnvd)
 	h.checkMemory(t)

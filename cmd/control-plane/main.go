@@ -30,6 +30,7 @@ type commandLine struct {
 	Key       keyCommand       `cmd:"" help:"Print a new API key of a team, which is created if it does not exist."`
 	Hosts     hostsCommand     `cmd:"" help:"Print the hosts, and the sandboxes on them that the database does not know."`
 	Authority authorityCommand `cmd:"" help:"Make the file of the authority that signs the certificates of hosts that join."`
+	Garbage   garbageCommand   `cmd:"" help:"Print what nothing needs in the snapshot store, and what of it would be deleted now. Deletes nothing."`
 	Move      moveCommand      `cmd:"" help:"Assign a paused sandbox to the host to which its files were copied."`
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strconv"
 	"text/tabwriter"
 	"time"
 
@@ -98,6 +99,53 @@ func (c *moveCommand) Run(ctx context.Context, cfg controlplane.Config, log *slo
 		_, err := svc.MoveSandbox(ctx, id, wrenn.HostID(c.Host))
 		return err
 	})
+}
+
+type garbageCommand struct {
+	Team string `arg:"" optional:"" help:"The id of a team, whose objects are printed; default: the numbers of each team."`
+}
+
+// Run prints what nothing needs in the snapshot store.
+func (c *garbageCommand) Run(ctx context.Context, cfg controlplane.Config, log *slog.Logger, env environment) error {
+	return open(ctx, cfg, log, func(svc *service.Service) error {
+		found, err := svc.StoreGarbage(ctx, wrenn.TeamID(c.Team))
+		if err != nil {
+			return err
+		}
+		table := tabwriter.NewWriter(env.out, 0, 0, 2, ' ', 0)
+		fmt.Fprintf(table, "uploads are of round %d; what nothing needs is deleted through round %s\n", found.Round, cmp.Or(roundText(found.Through), "none yet"))
+		fmt.Fprintln(table, "TEAM\tOBJECTS TO DELETE\tMIB\tLATER\tMIB")
+		for i := range found.Teams {
+			t := &found.Teams[i]
+			if t.Err != nil {
+				fmt.Fprintf(table, "%s\tunknown: %v\n", t.Team, t.Err)
+				continue
+			}
+			fmt.Fprintf(table, "%s\t%s\t%d\t%d\t%d\n", t.Team, count(t.Objects, t.More), t.Bytes>>20, t.YoungObjects, t.YoungBytes>>20)
+			for _, o := range t.Listed {
+				if c.Team != "" {
+					fmt.Fprintf(table, "%s\t%d bytes\n", o.Key, o.Bytes)
+				}
+			}
+		}
+		return table.Flush()
+	})
+}
+
+// roundText returns a round, "" for none.
+func roundText(round int64) string {
+	if round < 0 {
+		return ""
+	}
+	return strconv.FormatInt(round, 10)
+}
+
+// count formats a number that may be more.
+func count(n int64, more bool) string {
+	if more {
+		return fmt.Sprintf("%d or more", n)
+	}
+	return strconv.FormatInt(n, 10)
 }
 
 type hostsCommand struct{}

@@ -156,7 +156,7 @@ func pingAs(t *testing.T, ca *certstest.Authority, address string) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if info, err := c.Ping(t.Context()); err != nil || info.Driver != "qemu" {
+	if info, err := c.Ping(t.Context(), 0); err != nil || info.Driver != "qemu" {
 		t.Errorf("Ping() = %+v, %v", info, err)
 	}
 }

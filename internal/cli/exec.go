@@ -16,6 +16,7 @@ import (
 	"golang.org/x/term"
 
 	"wrenn.dev/client"
+	"wrenn.dev/internal/programs"
 	"wrenn.dev/internal/run"
 )
 
@@ -84,7 +85,7 @@ func (c *execCommand) Run(ctx context.Context, s *session) error {
 
 // loginShell is a command that runs bash, else sh.
 func loginShell() []string {
-	return []string{"/bin/sh", "-c", "if command -v bash >/dev/null; then exec bash -l; else exec sh -l; fi"}
+	return []string{"/bin/sh", "-c", programs.LoginShell}
 }
 
 // afterDashes returns argv without a leading "--", which separates a command from wrenn's flags.

@@ -47,6 +47,7 @@ type Config struct {
 	Secrets  Secrets     `toml:"secrets"`
 	Webhooks Webhooks    `toml:"webhooks"`
 	Fleet    Fleet       `toml:"fleet"`
+	Store    Store       `toml:"store"`
 	Limits   Limits      `toml:"limits"`
 	Traces   Traces      `toml:"traces"`
 }
@@ -146,6 +147,16 @@ type Webhooks struct {
 	PlainHTTP bool `toml:"plain_http"`
 }
 
+// Store is the snapshot store of the hosts, as far as the control plane looks after it.
+type Store struct {
+	// Round is the length of a round of uploads: what nothing needs is deleted at most three
+	// rounds later. 0 begins none, and deletes nothing.
+	Round Duration `toml:"round"`
+}
+
+// minRound bounds Store.Round: each round, uploads send again what they share.
+const minRound = time.Minute
+
 // Fleet is what hosts join.
 type Fleet struct {
 	// Authority is the file that the command authority makes, the same for all control planes; "": no host can join.
@@ -197,6 +208,7 @@ func Defaults() Config {
 		Fleet:    Fleet{Kubernetes: tokenreview.Config{ServiceAccounts: []string{}}},
 		Webhooks: Webhooks{AllowAddresses: []netip.Prefix{}, DenyAddresses: []netip.Prefix{}},
 		Database: Database{MaxConnections: 16, KeepEnded: Duration{30 * 24 * time.Hour}, KeepAudit: Duration{90 * 24 * time.Hour}, KeepUsage: Duration{400 * 24 * time.Hour}},
+		Store:    Store{Round: Duration{24 * time.Hour}},
 		Traces:   Traces{Sample: 0.1},
 		Limits: Limits{
 			RequestsPerSecond: 500, RequestBurst: 1000, OpenRequests: 1000,
@@ -268,6 +280,9 @@ func (c *Config) Check(problems *config.Problems) {
 	}
 	if c.Database.KeepUsage.Duration < 0 {
 		problems.Addf("database.keep_usage: must not be below 0")
+	}
+	if round := c.Store.Round.Duration; round != 0 && round < minRound {
+		problems.Addf("store.round: use 0s for none, or %s or more", minRound)
 	}
 	c.Traces.check(problems)
 	if c.MemoryLimitMB < 0 {

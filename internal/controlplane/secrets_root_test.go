@@ -52,7 +52,7 @@ type system struct {
 // agentBudget is less than a few commands need that print much.
 const agentBudget = 64 << 20
 
-func newSystem(t *testing.T) *system {
+func newSystem(t *testing.T, changes ...func(*Config)) *system {
 	t.Helper()
 	s := &system{log: &logtest.Journal{}}
 	log := s.logger(t)
@@ -72,6 +72,9 @@ func newSystem(t *testing.T) *system {
 	testkit.Must(t, vault.Create(cfg.Secrets.KeyFiles[0]))
 	cfg.Fleet.Authority = filepath.Join(t.TempDir(), "fleet.pem")
 	testkit.Must(t, authority.Create(cfg.Fleet.Authority))
+	for _, change := range changes {
+		change(&cfg)
+	}
 	s.key = makeKey(t, cfg, log)
 	s.serve(t, cfg, log)
 	return s

@@ -26,9 +26,9 @@ func storeIn(t *testing.T, dir string) agenttest.Config {
 
 // newFleet is a system with two more hosts that have one store, in a directory. The host
 // of newSystem has none.
-func newFleet(t *testing.T, dir string, facts wrenn.HostFacts) (c *client.Client, h2, h3 joined) {
+func newFleet(t *testing.T, dir string, facts wrenn.HostFacts, changes ...func(*Config)) (c *client.Client, h2, h3 joined) {
 	t.Helper()
-	s := newSystem(t)
+	s := newSystem(t, changes...)
 	c, err := client.New(client.Config{URL: s.url, Key: s.key})
 	testkit.Must(t, err)
 	join := func(id string) joined {

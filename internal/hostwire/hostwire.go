@@ -23,6 +23,7 @@ func HostInfo(info wrenn.HostInfo) *pb.PingResponse {
 	c := info.Capacity
 	return &pb.PingResponse{
 		Version: info.Version, Instance: info.Instance, Driver: info.Driver, HasStore: info.HasStore, TemplatesRevision: info.TemplatesRevision,
+		KnowsStoreRounds: info.StoreRounds.Known, StoreRound: info.StoreRounds.Current, OldestStoreRound: info.StoreRounds.Oldest,
 		Zone: info.Zone, Labels: info.Labels,
 		Platform: &pb.Platform{Driver: info.Platform.Driver, Version: info.Platform.Version, Processor: info.Platform.Processor},
 		Capacity: &pb.Capacity{
@@ -39,7 +40,8 @@ func ParseHostInfo(msg *pb.PingResponse) wrenn.HostInfo {
 	c := msg.GetCapacity()
 	return wrenn.HostInfo{
 		Version: Text(msg.GetVersion()), Instance: Text(msg.GetInstance()), Driver: Text(msg.GetDriver()), HasStore: msg.GetHasStore(), TemplatesRevision: msg.GetTemplatesRevision(),
-		HostFacts: parseHostFacts(msg),
+		StoreRounds: wrenn.StoreRounds{Known: msg.GetKnowsStoreRounds(), Current: msg.GetStoreRound(), Oldest: min(msg.GetOldestStoreRound(), msg.GetStoreRound())},
+		HostFacts:   parseHostFacts(msg),
 		Capacity: wrenn.Capacity{
 			Sandboxes: int(c.GetSandboxes()), SandboxesUsed: int(c.GetSandboxesUsed()),
 			MemoryMiB: parseSize(c.GetMemoryMb()), MemoryMiBUsed: parseSize(c.GetMemoryMbUsed()),

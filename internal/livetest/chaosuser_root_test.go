@@ -80,9 +80,11 @@ func (u *user) use(ctx context.Context, m *model) error {
 	switch {
 	case n < 5:
 		return u.delete(ctx, m)
+	case m.rewound != nil: // before anything is made of it
+		return u.wake(ctx, m)
 	case n < 15 && len(u.models) < maxModels:
 		return u.fork(ctx, m)
-	case m.want == client.Paused || m.rewound != nil:
+	case m.want == client.Paused:
 		return u.wake(ctx, m)
 	case n < 30:
 		return u.change(ctx, m, client.Paused, func(ctx context.Context, c *client.Client) error {
@@ -203,7 +205,7 @@ func (u *user) fork(ctx context.Context, m *model) error {
 		if len(forked.Sandboxes) == 0 {
 			return &client.Error{Code: client.Unavailable, Message: fmt.Sprintf("no copy runs: %+v", forked.Errors)}
 		}
-		u.made(&forked.Sandboxes[0], &model{content: m.clone(), restore: m.restore, rewound: m.rewound})
+		u.made(&forked.Sandboxes[0], &model{content: m.clone(), restore: m.restore})
 		return nil
 	})
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"wrenn.dev/client"
+	"wrenn.dev/internal/programs"
 )
 
 // DefaultUser is the SSH user that stands for the template's default user.
@@ -158,7 +159,7 @@ const sftpServer = `for p in /usr/lib/openssh /usr/lib/ssh /usr/libexec /usr/lib
 // shellCommand runs a line in bash, else in sh; without a line a login shell.
 func shellCommand(line string) client.Command {
 	if line == "" {
-		return client.Command{Cmd: "/bin/sh", Args: []string{"-c", "if command -v bash >/dev/null; then exec bash -l; else exec sh -l; fi"}}
+		return client.Command{Cmd: "/bin/sh", Args: []string{"-c", programs.LoginShell}}
 	}
 	const script = `if command -v bash >/dev/null; then exec bash -c "$1"; else exec sh -c "$1"; fi`
 	return client.Command{Cmd: "/bin/sh", Args: []string{"-c", script, "sh", line}}

@@ -243,9 +243,10 @@ func call[Req, Res any](ctx context.Context, c *Client, limit time.Duration, f f
 	return res, wire.FromConnect(c.peer, err)
 }
 
-// Ping returns what the host reports about itself.
-func (c *Client) Ping(ctx context.Context) (wrenn.HostInfo, error) {
-	res, err := call(ctx, c, c.deadlines.Ping, c.rpc.Ping, &pb.PingRequest{})
+// Ping returns what the host reports about itself. Uploads that begin there from now on
+// are of the round, or a later one; 0 changes nothing.
+func (c *Client) Ping(ctx context.Context, round uint64) (wrenn.HostInfo, error) {
+	res, err := call(ctx, c, c.deadlines.Ping, c.rpc.Ping, &pb.PingRequest{StoreRound: round})
 	if err != nil {
 		return wrenn.HostInfo{}, err
 	}

@@ -49,7 +49,7 @@ func box(t *testing.T, c *hostclient.Client) wrenn.SandboxID {
 func TestLife(t *testing.T) {
 	agent := &hosttest.Agent{}
 	c, _ := serve(t, agent, hostclient.Deadlines{})
-	info, err := c.Ping(t.Context())
+	info, err := c.Ping(t.Context(), 0)
 	if err != nil || info.Instance != "instance-0" || info.Capacity.MemoryMiB != 1<<20 {
 		t.Errorf("Ping: %+v, %v", info, err)
 	}
@@ -94,7 +94,7 @@ func TestDeadlinesAreOfOperations(t *testing.T) {
 		return ctx.Err()
 	}}
 	c, _ := serve(t, agent, hostclient.Deadlines{Ping: time.Millisecond, Start: time.Millisecond, Stall: time.Millisecond})
-	_, err := c.Ping(t.Context())
+	_, err := c.Ping(t.Context(), 0)
 	testkit.WantCode(t, err, wrenn.DeadlineExceeded)
 	if !strings.Contains(err.Error(), "host h1") {
 		t.Errorf("%v does not say which host", err)
@@ -121,7 +121,7 @@ func TestHostThatComesAndGoes(t *testing.T) {
 	server.Stop()
 	_, err = stream.Receive()
 	testkit.WantCode(t, err, wrenn.Unavailable)
-	_, err = c.Ping(t.Context())
+	_, err = c.Ping(t.Context(), 0)
 	testkit.WantCode(t, err, wrenn.Unavailable)
 	if err := server.Start(t.Context()); err != nil {
 		t.Fatal(err)
@@ -331,7 +331,7 @@ func TestStalledReadersHoldUpNoOtherStream(t *testing.T) {
 		}
 		break
 	}
-	if _, err := c.Ping(t.Context()); err != nil {
+	if _, err := c.Ping(t.Context(), 0); err != nil {
 		t.Errorf("with %d readers that stall: %v", 2*readers, err)
 	}
 	if res, err := c.Exec(t.Context(), id, "team", wrenn.ExecCommand{Cmd: "echo", Args: []string{"hello"}}); err != nil || string(res.Stdout) != "hello\n" {

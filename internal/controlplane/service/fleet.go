@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
@@ -52,7 +53,8 @@ type fleet struct {
 	read      chan struct{}        // closed when the rows were read once
 	readOnce  sync.Once
 
-	mu      sync.RWMutex // guards what follows
+	round   atomic.Uint64 // of uploads to the snapshot store, which is told to hosts
+	mu      sync.RWMutex  // guards what follows
 	members map[wrenn.HostID]*member
 }
 
@@ -168,6 +170,13 @@ func (f *fleet) refresh(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// After the rows of hosts: who asks all hosts for their rounds has either seen a host's
+	// row, or begun its round before.
+	round, _, err := f.store.StoreRound(ctx, 0)
+	if err != nil {
+		return err
+	}
+	f.raiseRound(round)
 	missing := maps.Clone(f.configured)
 	for i := range rows {
 		delete(missing, rows[i].ID)
@@ -180,6 +189,16 @@ func (f *fleet) refresh(ctx context.Context) error {
 		return nil
 	}
 	return f.store.AddConfiguredHosts(ctx, missing) // which is a change that is read again
+}
+
+// raiseRound tells hosts a round from their next ping on, unless a later one is told.
+func (f *fleet) raiseRound(round uint64) {
+	for {
+		now := f.round.Load()
+		if round <= now || f.round.CompareAndSwap(now, round) {
+			return
+		}
+	}
 }
 
 // follow makes the member of a row what the row says. A host of the configuration stays
@@ -351,7 +370,7 @@ func (f *fleet) watch(ctx context.Context, m *member) {
 
 func (f *fleet) ping(ctx context.Context, m *member) {
 	counted := m.madeSoFar()
-	info, err := m.client.Ping(ctx)
+	info, err := m.client.Ping(ctx, f.round.Load())
 	if ctx.Err() != nil {
 		return
 	}

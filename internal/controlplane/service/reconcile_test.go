@@ -110,7 +110,8 @@ func TestReconciler(t *testing.T) {
 	})
 }
 
-// metric returns the value of a gauge of the only host, or -1 without one.
+// metric returns the value of a gauge of the only host, or of a metric without labels, or
+// -1 without one.
 func metric(t *testing.T, s *service.Service, name string) float64 {
 	t.Helper()
 	registry := prometheus.NewRegistry()
@@ -121,7 +122,8 @@ func metric(t *testing.T, s *service.Service, name string) float64 {
 	}
 	for _, family := range families {
 		if family.GetName() == name {
-			return family.GetMetric()[0].GetGauge().GetValue()
+			m := family.GetMetric()[0]
+			return m.GetGauge().GetValue() + m.GetCounter().GetValue()
 		}
 	}
 	return -1

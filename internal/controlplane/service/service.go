@@ -48,6 +48,9 @@ type Config struct {
 	KeepAudit time.Duration
 	// KeepUsage is how long the use of teams is kept; 0 is for good.
 	KeepUsage time.Duration
+	// StoreRound is the length of a round of uploads to the snapshot store; 0 begins none,
+	// and deletes nothing from it.
+	StoreRound time.Duration
 	// Authority signs the certificates of hosts that join; without one none can.
 	Authority *authority.Authority
 	// Reviewer lets hosts join by a service account of Kubernetes; nil lets none.
@@ -125,6 +128,7 @@ type Service struct {
 	templates             *templateReconciler
 	volumes               *volumeReconciler
 	drainer               *drainer
+	collector             *storeCollector
 	flushing              *flusher
 	deliverer             *deliverer
 	retention, oldEntries *retention
@@ -160,6 +164,7 @@ func New(cfg Config, store *postgres.Store, log *slog.Logger) (*Service, error) 
 		templates:     &templateReconciler{core: c, every: cfg.ReconcileEvery, reported: map[wrenn.BuildID]bool{}},
 		volumes:       &volumeReconciler{core: c, every: cfg.ReconcileEvery},
 		drainer:       newDrainer(c),
+		collector:     &storeCollector{core: c, every: cfg.StoreRound},
 		flushing:      &flusher{store: store, sandboxes: c.used, keys: &keys.used, every: cfg.FlushEvery, log: log},
 		retention:     &retention{what: "rows of sandboxes that ended long ago", drop: store.DropEnded, keep: cfg.KeepEnded, every: retentionEvery, log: log},
 		deliverer:     newDeliverer(hooks, cfg.Webhooks),
@@ -190,7 +195,7 @@ func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, part := range []func(context.Context) error{
 		s.core.registerWorker, s.core.writeReleases, s.core.hosts.run, s.core.reconciler.Run,
-		s.flushing.run, s.builder.run, s.templates.run, s.volumes.run, s.drainer.run, s.runAudit, s.retention.run, s.oldEntries.run, s.oldUsage.run, s.usage.run, s.runReseal,
+		s.flushing.run, s.builder.run, s.templates.run, s.volumes.run, s.drainer.run, s.collector.run, s.runAudit, s.retention.run, s.oldEntries.run, s.oldUsage.run, s.usage.run, s.runReseal,
 		s.deliverer.run, s.deliverer.runCrowded, s.oldDeliveries.run,
 	} {
 		g.Go(func() error { return part(ctx) })
@@ -205,7 +210,7 @@ func (s *Service) Ready(ctx context.Context) error { return s.core.store.Ready(c
 // Collector returns the metrics of the hosts. Those of unknown sandboxes come
 // from the replica that reconciles; the others show none.
 func (s *Service) Collector() prometheus.Collector {
-	return newCollector(s.core.hosts, s.core.reconciler)
+	return newCollector(s.core.hosts, s.core.reconciler, s.collector)
 }
 
 // rows are the store as the reconciler needs it.

@@ -103,6 +103,7 @@ type host struct {
 	pool      warmPool
 	garbage   garbage
 	uploads   uploads
+	rounds    *rounds
 	archive   *archive.Archive
 	fetching  cmutex.Mutex // one Fetch at a time
 	measuring cmutex.Mutex // one MeasureCheckpoints at a time
@@ -137,6 +138,9 @@ func (h *host) open(cfg Config) (err error) {
 	h.garbage = garbage{host: h}
 	h.boots.places, h.restores.places = cfg.Boots, cfg.Restores
 	h.sizes = newSizes(cfg.Sizes)
+	if h.rounds, err = openRounds(cfg.StateDir); err != nil {
+		return err
+	}
 	h.snapshots, err = snapshot.Open(filepath.Join(cfg.StateDir, "snapshots"), h.reserve, cfg.Log)
 	h.uploads = newUploads()
 	h.archive = &archive.Archive{Objects: cfg.Objects, Snapshots: h.snapshots}

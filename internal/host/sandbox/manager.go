@@ -7,7 +7,7 @@
 // The files of this package are layers. Each uses those above it in this list,
 // which a test checks:
 //
-//	status, info, memory, cancel, shared, turns, sizes, uploads, downloads: which status may follow which; what is asked for and answered; the host's memory; what ends an operation; what several callers wait for; how many start at a time; which sizes get a snapshot; what is being stored, and fetched
+//	status, info, memory, cancel, shared, turns, sizes, uploads, rounds, downloads: which status may follow which; what is asked for and answered; the host's memory; what ends an operation; what several callers wait for; how many start at a time; which sizes get a snapshot; what is being stored, in which round, and fetched
 //	state, record, epoch, kmsg: what changes in a sandbox's life, the journal with what follows from it, which placement callers mean, and the log of the host's kernel
 //	news, host, source, meter: who is told of changes, what all sandboxes of a host have in common, what they are made from, and what one uses
 //	report, sandbox, registry: what logs and traces say of a sandbox; a sandbox, and all of them with the limits
@@ -22,7 +22,7 @@
 //	warmpool, measure: machines ahead of demand; what the sandboxes use
 //	adopt, manager: what an earlier agent left; the package's front
 //	fetch: sandboxes of other hosts
-//	unused, unfinished: what nothing uses of the snapshot store's: templates on this host, uploads in the store
+//	unused, unfinished, collected: what nothing uses of the snapshot store's: templates on this host, uploads and snapshots in the store
 //	clockwork: checkpoints by the clock
 //	template, workshop, demand, run: what a manager does besides
 package sandbox

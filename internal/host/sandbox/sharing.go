@@ -52,7 +52,9 @@ func (h *host) storeTemplate(ctx context.Context, id string) (sent int64, err er
 	if err != nil {
 		return 0, err
 	}
-	stored, err := h.archive.UploadTemplate(ctx, owner, id)
+	round, end := h.rounds.begin()
+	defer end()
+	stored, err := h.archive.UploadTemplate(ctx, round, owner, id)
 	if err != nil {
 		return 0, err
 	}

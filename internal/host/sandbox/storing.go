@@ -123,7 +123,9 @@ func (s *Sandbox) storeCheckpoint(ctx context.Context, id wrenn.CheckpointID) (s
 	if err != nil {
 		return 0, err
 	}
-	stored, err := s.host.archive.Upload(ctx, string(s.request.Team), string(s.id), string(id), state)
+	round, end := s.host.rounds.begin()
+	defer end()
+	stored, err := s.host.archive.Upload(ctx, round, string(s.request.Team), string(s.id), string(id), state)
 	if err != nil {
 		return 0, err
 	}
@@ -205,7 +207,9 @@ func (s *Sandbox) store(ctx context.Context, id string) (sent int64, err error) 
 		return 0, err
 	}
 	began := time.Now()
-	stored, err := s.host.archive.Upload(ctx, string(s.request.Team), string(s.id), id, state)
+	round, end := s.host.rounds.begin()
+	defer end()
+	stored, err := s.host.archive.Upload(ctx, round, string(s.request.Team), string(s.id), id, state)
 	if err != nil {
 		return 0, err
 	}

@@ -178,7 +178,7 @@ func TestMutualTLS(t *testing.T) {
 		{"another host", client(t, address, ours.Issue(t, certstest.Want{Names: []string{"10.0.0.3"}, Client: true}), true), "the client's certificate is for another name"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			_, err := tc.client.Ping(t.Context())
+			_, err := tc.client.Ping(t.Context(), 0)
 			if tc.says == "" && err != nil {
 				t.Errorf("Ping() = %v", err)
 			}
@@ -262,7 +262,7 @@ func TestAHostIsToldFromAnother(t *testing.T) {
 	ca := certstest.New(t)
 	address, _ := listen(t, ca.Issue(t, certstest.Want{Names: []string{"10.0.0.3", "host-3"}}))
 	c := client(t, address, ca.Issue(t, certstest.Want{Names: []string{"control-plane"}, Client: true}), true)
-	if _, err := c.Ping(t.Context()); wrenn.CodeOf(err) != wrenn.Unavailable || !strings.Contains(err.Error(), "10.0.0.3, not 127.0.0.1") {
+	if _, err := c.Ping(t.Context(), 0); wrenn.CodeOf(err) != wrenn.Unavailable || !strings.Contains(err.Error(), "10.0.0.3, not 127.0.0.1") {
 		t.Errorf("Ping() = %v, want to hear whose certificate that is", err)
 	}
 }

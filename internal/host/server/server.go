@@ -79,14 +79,18 @@ func newHandler(s *server) (string, http.Handler, error) {
 	return path, handler, nil
 }
 
-func (s *server) Ping(context.Context, *pb.PingRequest) (*pb.PingResponse, error) {
+func (s *server) Ping(ctx context.Context, req *pb.PingRequest) (*pb.PingResponse, error) {
 	capacity, err := s.cfg.Manager.Capacity()
 	if err != nil {
 		return nil, err
 	}
+	rounds, err := s.cfg.Manager.StartRound(req.GetStoreRound())
+	if err != nil { // the host can be used all the same, and says which round it has
+		s.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "cannot begin a round of uploads; will retry", slog.Any("err", err))
+	}
 	return hostwire.HostInfo(wrenn.HostInfo{
 		Version: s.cfg.Version, Instance: s.cfg.Manager.Instance(), Driver: s.cfg.Driver,
-		Capacity: capacity, HasStore: s.cfg.Manager.HasStore(), TemplatesRevision: s.cfg.Manager.SnapshotsRevision(), HostFacts: s.cfg.Facts,
+		Capacity: capacity, HasStore: s.cfg.Manager.HasStore(), StoreRounds: rounds, TemplatesRevision: s.cfg.Manager.SnapshotsRevision(), HostFacts: s.cfg.Facts,
 	}), nil
 }
 

@@ -31,14 +31,15 @@ const (
 // host is the snapshots of one host, with an archive in a common store.
 type host struct {
 	*Archive
-	t *testing.T
+	t     *testing.T
+	round uint64 // of uploads
 }
 
 func newHost(t *testing.T, s objects.Store) *host {
 	t.Helper()
 	snapshots, err := snapshot.Open(t.TempDir(), durable.NewReserve(filepath.Join(t.TempDir(), "reserve")), slog.New(slog.NewTextHandler(t.Output(), nil)))
 	testkit.Must(t, err)
-	return &host{&Archive{Objects: s, Snapshots: snapshots, IsShared: func(id string) bool { return strings.HasPrefix(id, "base-") }}, t}
+	return &host{&Archive{Objects: s, Snapshots: snapshots, IsShared: func(id string) bool { return strings.HasPrefix(id, "base-") }}, t, 0}
 }
 
 func openDir(t *testing.T) objects.Store {
@@ -87,7 +88,7 @@ func (h *host) publish(c content, man snapshot.Manifest) {
 
 func (h *host) upload(id string) Stored {
 	h.t.Helper()
-	stored, err := h.Upload(h.t.Context(), team, sandbox, id, []byte("state of "+id))
+	stored, err := h.Upload(h.t.Context(), h.round, team, sandbox, id, []byte("state of "+id))
 	testkit.Must(h.t, err)
 	return stored
 }
@@ -200,7 +201,7 @@ func TestRefusals(t *testing.T) {
 		testkit.WantCode(t, fetch(team, sandbox, key), wrenn.FailedPrecondition)
 	}
 	testkit.WantCode(t, fetch(team, sandbox, one.Key[:len(one.Key)-4]+"0000"), wrenn.NotFound)
-	_, err = a.Upload(t.Context(), "../x", sandbox, "s1", nil)
+	_, err = a.Upload(t.Context(), 0, "../x", sandbox, "s1", nil)
 	testkit.WantCode(t, err, wrenn.Invalid)
 
 	file := func(key string) string { return filepath.Join(dir, filepath.FromSlash(key)) }
@@ -257,7 +258,7 @@ func TestInterrupted(t *testing.T) {
 	var key string
 	for n := 1; key == ""; n++ {
 		failAt(n)
-		stored, err := a.Upload(t.Context(), team, sandbox, "s1", []byte("state of s1"))
+		stored, err := a.Upload(t.Context(), 0, team, sandbox, "s1", []byte("state of s1"))
 		if err == nil {
 			key = stored.Key
 		}

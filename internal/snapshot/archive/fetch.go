@@ -134,6 +134,7 @@ func (f *fetch) base(ctx context.Context) (*baseFiles, func(), error) {
 func baseID(first map[string]layerRef) string {
 	var sum layer.ID
 	for path, ref := range first { // in any order
+		ref.Round = 0 // the content is the same in each
 		one := sha256.Sum256([]byte(path + " " + ref.key()))
 		for i := range sum {
 			sum[i] ^= one[i]

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"wrenn.dev"
@@ -15,7 +16,16 @@ import (
 )
 
 // format changes when an older agent could not fetch what a newer one has stored.
-const format = 1
+const format = 2
+
+// formatOf returns the format of what is stored in a round. Objects without a round are
+// those of format 1, which older agents read.
+func formatOf(round uint64) int {
+	if round == 0 {
+		return 1
+	}
+	return format
+}
 
 const (
 	// maxRecord bounds a record in bytes.
@@ -33,6 +43,7 @@ type record struct {
 	Owner    string            `json:"owner"`
 	Sandbox  string            `json:"sandbox,omitempty"`  // whose snapshot it is
 	Template string            `json:"template,omitempty"` // or: it is a template, whose layers are its own
+	Round    uint64            `json:"round,omitempty"`    // in which it was stored; 0 for a template
 	Snapshot snapshot.Manifest `json:"snapshot"`
 	Files    []file            `json:"files"`
 	// State is the caller's.
@@ -54,6 +65,7 @@ type layerRef struct {
 	// Template has the layer to itself: it is removed with that. "" are layers that other
 	// snapshots may refer to.
 	Template string   `json:"template,omitempty"`
+	Round    uint64   `json:"round,omitempty"` // in which it was stored; 0 of Shared and of a template
 	ID       layer.ID `json:"id"`
 	Bytes    int64    `json:"bytes"` // of its object
 }
@@ -75,7 +87,29 @@ func (r layerRef) key() string {
 	if r.Template != "" {
 		return templatePrefix(r.Owner, r.Template) + "layers/" + r.ID.String()
 	}
-	return prefixOf(r.Owner) + "layers/" + r.ID.String()
+	return prefixOf(r.Owner) + "layers/" + r.ID.String() + suffixOf(r.Round)
+}
+
+// isCollected reports whether the layer is one of those that Collect deletes.
+func (r layerRef) isCollected() bool { return r.Owner != Shared && r.Template == "" }
+
+// suffixOf ends the names of the objects of a round.
+func suffixOf(round uint64) string {
+	if round == 0 {
+		return ""
+	}
+	return "." + strconv.FormatUint(round, 10)
+}
+
+// roundOf returns a name without its suffix, and the round. ok is false when the suffix
+// is none that suffixOf makes.
+func roundOf(name string) (rest string, round uint64, ok bool) {
+	rest, suffix, found := strings.Cut(name, ".")
+	if !found {
+		return name, 0, true
+	}
+	round, err := strconv.ParseUint(suffix, 10, 64)
+	return rest, round, err == nil && suffixOf(round) == "."+suffix
 }
 
 // isSame reports whether both have the same content, wherever it is.
@@ -87,18 +121,19 @@ type subject struct{ owner, sandbox, template string }
 // templatePrefix begins the keys of all objects of a template.
 func templatePrefix(owner, id string) string { return prefixOf(owner) + "templates/" + id + "/" }
 
-// keyOf returns the key of a record with that text, of the snapshot id.
-func (of subject) keyOf(id string, text []byte) string {
+// keyOf returns the key of a record with that text, of the snapshot id and the round.
+func (of subject) keyOf(id string, round uint64, text []byte) string {
 	sum := sha256.Sum256(text)
 	name := hex.EncodeToString(sum[:])
 	if of.template != "" {
 		return templatePrefix(of.owner, of.template) + name
 	}
-	return prefixOf(of.owner) + "snapshots/" + id + "." + name
+	return prefixOf(of.owner) + "snapshots/" + id + "." + name + suffixOf(round)
 }
 
 // check returns a FailedPrecondition error unless the key names a snapshot of the subject.
 func (of subject) check(key string) error {
+	isRound := true
 	var ok bool
 	var id, sum string
 	if of.template != "" {
@@ -107,8 +142,9 @@ func (of subject) check(key string) error {
 	} else {
 		sum, ok = strings.CutPrefix(key, prefixOf(of.owner)+"snapshots/")
 		id, sum, _ = strings.Cut(sum, ".")
+		sum, _, isRound = roundOf(sum)
 	}
-	if !ok || !isOwner(of.owner) || snapshot.CheckID(id) != nil || !sumForm.MatchString(sum) {
+	if !ok || !isRound || !isOwner(of.owner) || snapshot.CheckID(id) != nil || !sumForm.MatchString(sum) {
 		return wrenn.Errorf(wrenn.FailedPrecondition, "%.200q does not name a stored snapshot of that team, or not this one", key)
 	}
 	return nil
@@ -118,6 +154,28 @@ var sumForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 func isOwner(id string) bool { return ownerForm.MatchString(id) && id != Shared }
 
+// roundOfKey returns the round of the record or layer at key. ok is false for a key of
+// another form.
+func roundOfKey(key string) (round uint64, ok bool) {
+	_, name, found := strings.Cut(key, "/snapshots/")
+	if found {
+		_, name, found = strings.Cut(name, ".")
+	} else {
+		_, name, found = strings.Cut(key, "/layers/")
+	}
+	sum, round, ok := roundOf(name)
+	return round, ok && found && sumForm.MatchString(sum)
+}
+
+// parseAnyRecord is parseRecord for a record of any snapshot of an owner.
+func parseAnyRecord(text []byte, owner, key string) (record, error) {
+	var of struct{ Sandbox, Template string }
+	if err := json.Unmarshal(text, &of); err != nil {
+		return record{}, refuse("its record is damaged")
+	}
+	return parseRecord(text, subject{owner: owner, sandbox: of.Sandbox, template: of.Template}, key)
+}
+
 // parseRecord parses what is stored at key, and checks that it is what was stored.
 func parseRecord(text []byte, of subject, key string) (rec record, err error) {
 	if err := json.NewDecoder(bytes.NewReader(text)).Decode(&rec); err != nil {
@@ -126,7 +184,7 @@ func parseRecord(text []byte, of subject, key string) (rec record, err error) {
 	switch {
 	case rec.Format > format:
 		return rec, refuse("it has format %d, and this version reads format %d: use a newer version", rec.Format, format)
-	case of.keyOf(rec.Snapshot.ID, text) != key:
+	case of.keyOf(rec.Snapshot.ID, rec.Round, text) != key:
 		return rec, refuse("its record is damaged, or that of another snapshot")
 	case rec.Owner != of.owner:
 		return rec, refuse("it belongs to another team")

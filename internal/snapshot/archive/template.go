@@ -11,9 +11,9 @@ import (
 
 // UploadTemplate stores a template of an owner, which is a team's id: the snapshot of
 // that id. What differs from the snapshot's base is stored for this template alone. It
-// may be repeated, as Upload.
-func (a *Archive) UploadTemplate(ctx context.Context, owner, id string) (Stored, error) {
-	sent, rec, err := a.upload(ctx, subject{owner: owner, template: id}, id, nil)
+// may be repeated, as Upload; the same holds for the round.
+func (a *Archive) UploadTemplate(ctx context.Context, round uint64, owner, id string) (Stored, error) {
+	sent, rec, err := a.upload(ctx, round, subject{owner: owner, template: id}, id, nil)
 	if err != nil {
 		return Stored{}, err
 	}

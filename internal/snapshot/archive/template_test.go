@@ -19,7 +19,7 @@ import (
 
 func (h *host) uploadTemplate(id string) Stored {
 	h.t.Helper()
-	stored, err := h.UploadTemplate(h.t.Context(), team, id)
+	stored, err := h.UploadTemplate(h.t.Context(), h.round, team, id)
 	testkit.Must(h.t, err)
 	return stored
 }
@@ -119,7 +119,7 @@ func TestTemplateRefusals(t *testing.T) {
 	} {
 		testkit.WantCode(t, fetch(refused[0], refused[1], refused[2]), wrenn.FailedPrecondition)
 	}
-	_, err = a.UploadTemplate(t.Context(), Shared, "t1")
+	_, err = a.UploadTemplate(t.Context(), 0, Shared, "t1")
 	testkit.WantCode(t, err, wrenn.Invalid)
 	testkit.WantCode(t, a.RemoveTemplate(t.Context(), "..", "t1"), wrenn.Invalid)
 
@@ -185,7 +185,7 @@ func TestTemplateInterrupted(t *testing.T) {
 	}
 	var key string
 	until(func() error {
-		stored, err := a.UploadTemplate(t.Context(), team, "t1")
+		stored, err := a.UploadTemplate(t.Context(), 0, team, "t1")
 		key = stored.Key
 		return err
 	})

@@ -2,11 +2,24 @@
 // snapshots from there on another host. A large file is stored as what differs from the
 // same file of the snapshot's base; the base is stored once for each owner.
 //
-//	teams/TEAM/layers/SHA256        blocks of a file that differ from its parent; see package layer
-//	teams/TEAM/snapshots/ID.SHA256  a record: the manifest, small files, and the layers of large ones
-//	teams/TEAM/templates/ID/SHA256  a record of a template, which has the layers below
+//	teams/TEAM/layers/SHA256.ROUND        blocks of a file that differ from its parent; see package layer
+//	teams/TEAM/snapshots/ID.SHA256.ROUND  a record: the manifest, small files, and the layers of large ones
+//	teams/TEAM/templates/ID/SHA256        a record of a template, which has the layers below
 //	teams/TEAM/templates/ID/layers/SHA256
-//	shared/layers/SHA256            layers of snapshots that belong to no team
+//	shared/layers/SHA256                  layers of snapshots that belong to no team
+//
+// # Rounds
+//
+// Layers are shared: an upload finds one in the store and refers to it, and must not do so
+// while a collector deletes it. So uploads belong to rounds, which are numbered. An upload
+// of round N refers to layers of rounds N and N-1 alone, and stores what it does not find
+// there under a name of round N. Once no upload of a round before N is at work or begins
+// any more, on any host, nothing new refers to an object of a round before N-1: what no
+// snapshot refers to then is garbage for good, and its name is never used again. Collect
+// may be late, repeated, killed, or run twice at the same time.
+//
+// Round 0 has objects of older agents, and of hosts that no control plane tells a round;
+// their names have no number.
 package archive
 
 import (
@@ -42,14 +55,15 @@ type Stored struct {
 
 // Upload stores a snapshot of a sandbox, with the caller's state of up to 1 MiB. The
 // owner is a team's id. An upload that was interrupted is repeated by calling Upload
-// again; layers that the store has are not sent twice.
-func (a *Archive) Upload(ctx context.Context, owner, sandbox, id string, state []byte) (Stored, error) {
-	sent, _, err := a.upload(ctx, subject{owner: owner, sandbox: sandbox}, id, state)
+// again; layers that the store has of this round or the last are not sent twice. The round
+// must not count as ended before the caller has recorded the key.
+func (a *Archive) Upload(ctx context.Context, round uint64, owner, sandbox, id string, state []byte) (Stored, error) {
+	sent, _, err := a.upload(ctx, round, subject{owner: owner, sandbox: sandbox}, id, state)
 	return sent, err
 }
 
 // upload is Upload for any subject. It also returns the record that is stored.
-func (a *Archive) upload(ctx context.Context, of subject, id string, state []byte) (Stored, *record, error) {
+func (a *Archive) upload(ctx context.Context, round uint64, of subject, id string, state []byte) (Stored, *record, error) {
 	if !isOwner(of.owner) {
 		return Stored{}, nil, wrenn.Errorf(wrenn.Invalid, "%.80q cannot own a stored snapshot", of.owner)
 	}
@@ -58,13 +72,16 @@ func (a *Archive) upload(ctx context.Context, of subject, id string, state []byt
 		return Stored{}, nil, err
 	}
 	defer release()
-	u := &upload{Archive: a, subject: of}
+	u := &upload{Archive: a, subject: of, round: round}
 	base, releaseBase, err := u.base(ctx, snap.Base)
 	if err != nil {
 		return Stored{}, nil, err
 	}
 	defer releaseBase()
-	rec := &record{Format: format, Owner: of.owner, Sandbox: of.sandbox, Template: of.template, Snapshot: snap.Portable(), State: state}
+	rec := &record{Format: formatOf(round), Owner: of.owner, Sandbox: of.sandbox, Template: of.template, Snapshot: snap.Portable(), State: state}
+	if of.template == "" {
+		rec.Round = round
+	}
 	for _, f := range snap.Files {
 		stored, err := u.file(ctx, snap, f, base)
 		if err != nil {
@@ -76,7 +93,7 @@ func (a *Archive) upload(ctx context.Context, of subject, id string, state []byt
 	if err != nil {
 		return Stored{}, nil, err
 	}
-	key := of.keyOf(id, text)
+	key := of.keyOf(id, rec.Round, text)
 	return Stored{key, u.sent + int64(len(text))}, rec, a.Objects.Put(ctx, key, bytes.NewReader(text), int64(len(text)), false)
 }
 
@@ -84,7 +101,13 @@ func (a *Archive) upload(ctx context.Context, of subject, id string, state []byt
 type upload struct {
 	*Archive
 	subject
-	sent int64
+	round uint64
+	sent  int64
+}
+
+// mayUse reports whether the upload may refer to a layer that is in the store already.
+func (u *upload) mayUse(ref layerRef) bool {
+	return !ref.isCollected() || ref.Round == u.round || ref.Round+1 == u.round
 }
 
 // stored is the content of a snapshot's stored.json: the layers of its files, by owner
@@ -136,7 +159,7 @@ func (u *upload) baseLayers(ctx context.Context, snap *snapshot.Snapshot, known 
 		if isInline(f) {
 			continue
 		}
-		if ref, ok := layers[f.Path]; ok && u.has(ctx, ref) {
+		if ref, ok := layers[f.Path]; ok && u.mayUse(ref) && u.has(ctx, ref) {
 			continue
 		}
 		if layers[f.Path], err = u.layer(ctx, snap, f, nil, layerRef{Owner: owner}); err != nil {
@@ -230,11 +253,27 @@ func (u *upload) layer(ctx context.Context, snap *snapshot.Snapshot, f snapshot.
 		return layerRef{}, err
 	}
 	ref.ID, ref.Bytes = info.ID, info.Bytes
-	if u.has(ctx, ref) {
-		return ref, nil
+	if found, ok := u.find(ctx, ref); ok {
+		return found, nil
+	}
+	if ref.isCollected() {
+		ref.Round = u.round
 	}
 	u.sent += info.Bytes
 	return ref, u.Objects.Put(ctx, ref.key(), packed, info.Bytes, false)
+}
+
+// find returns where the store has a layer that the upload may refer to.
+func (u *upload) find(ctx context.Context, ref layerRef) (layerRef, bool) {
+	if !ref.isCollected() {
+		return ref, u.has(ctx, ref)
+	}
+	for _, ref.Round = range []uint64{u.round, u.round - min(u.round, 1)} {
+		if u.has(ctx, ref) {
+			return ref, true
+		}
+	}
+	return ref, false
 }
 
 // source returns the source of a layer's object.

@@ -50,6 +50,14 @@ type Agent struct {
 	// SharesTemplates has it store its builds at once, fetch those of others, and tell of
 	// both. It needs HasStore.
 	SharesTemplates bool
+	// NoStoreRounds makes it as a host that knows no rounds of uploads.
+	NoStoreRounds bool
+	// OldestUpload, if set, returns the round of an upload that is at work.
+	OldestUpload func() uint64
+	// References returns the keys that the host refers to; nil has none.
+	References func(wrenn.TeamID) wrenn.StoreReferences
+	// Collect does the work of CollectStore; nil deletes nothing.
+	Collect func(context.Context, wrenn.StoreCollection) (wrenn.StoreCollected, error)
 	// Zone, Labels and Platform are what the host says of itself.
 	Zone     string
 	Labels   map[string]string
@@ -68,6 +76,7 @@ type Agent struct {
 	volumes    map[string]bool
 	creates    int
 	resumes    int
+	round      uint64
 	buildFiles map[string][]byte  // by team/hash
 	watchers   map[wake.Chan]bool // of WatchSandboxes
 	pauses     []*hostagentv1.PauseSandboxRequest
@@ -150,10 +159,17 @@ func (a *Agent) capacity() *hostagentv1.Capacity {
 }
 
 // Ping answers at once.
-func (a *Agent) Ping(ctx context.Context, _ *hostagentv1.PingRequest) (res *hostagentv1.PingResponse, err error) {
+func (a *Agent) Ping(ctx context.Context, req *hostagentv1.PingRequest) (res *hostagentv1.PingResponse, err error) {
 	err = a.with(ctx, "Ping", "", func() error {
 		res = &hostagentv1.PingResponse{HasStore: a.HasStore, Version: "test", Instance: a.name(), Driver: "memory", Capacity: a.capacity(), Zone: a.Zone, Labels: a.Labels,
 			Platform: &hostagentv1.Platform{Driver: a.Platform.Driver, Version: a.Platform.Version, Processor: a.Platform.Processor},
+		}
+		if !a.NoStoreRounds {
+			a.round = max(a.round, req.GetStoreRound())
+			res.KnowsStoreRounds, res.StoreRound, res.OldestStoreRound = true, a.round, a.round
+			if a.OldestUpload != nil {
+				res.OldestStoreRound = min(a.round, a.OldestUpload())
+			}
 		}
 		if a.SharesTemplates {
 			res.TemplatesRevision = a.revision + 1
@@ -161,6 +177,31 @@ func (a *Agent) Ping(ctx context.Context, _ *hostagentv1.PingRequest) (res *host
 		return nil
 	})
 	return res, err
+}
+
+// ListStoreReferences returns what References does.
+func (a *Agent) ListStoreReferences(ctx context.Context, req *hostagentv1.ListStoreReferencesRequest) (res *hostagentv1.ListStoreReferencesResponse, err error) {
+	var refs wrenn.StoreReferences
+	if a.References != nil {
+		refs = a.References(wrenn.TeamID(req.GetTeam()))
+	}
+	return hostwire.StoreReferences(refs), a.with(ctx, "ListStoreReferences", req.GetTeam(), func() error { return nil })
+}
+
+// CollectStore does what Collect does.
+func (a *Agent) CollectStore(ctx context.Context, req *hostagentv1.CollectStoreRequest) (*hostagentv1.CollectStoreResponse, error) {
+	if err := a.with(ctx, "CollectStore", req.GetTeam(), func() error { return nil }); err != nil {
+		return nil, err
+	}
+	var done wrenn.StoreCollected
+	var err error
+	if a.Collect != nil {
+		done, err = a.Collect(ctx, hostwire.ParseCollectRequest(req))
+	}
+	if err != nil {
+		return nil, wire.ToConnect(err)
+	}
+	return hostwire.CollectResponse(done), nil
 }
 
 func (a *Agent) name() string { return fmt.Sprintf("instance-%d", a.instance) }

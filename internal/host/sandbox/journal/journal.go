@@ -204,6 +204,33 @@ func ReadPortable(data []byte, dir string) (*Journal, error) {
 	return j, nil
 }
 
+// StoredKeys returns the keys in the snapshot store that the sandbox needs.
+func (j *Journal) StoredKeys() (keys []string) {
+	if j.Stored != nil && j.Stored.Snapshot == j.Snapshot {
+		keys = append(keys, j.Stored.Key)
+	}
+	for _, c := range j.Checkpoints {
+		if c.Stored.Key != "" {
+			keys = append(keys, c.Stored.Key)
+		}
+	}
+	return keys
+}
+
+// ReferencesOf returns the StoredKeys of what Portable has made. An error if it cannot be
+// read.
+func ReferencesOf(portable []byte) ([]string, error) {
+	j := &Journal{}
+	data, err := upgrade(portable)
+	if err == nil {
+		err = json.Unmarshal(data, j)
+	}
+	if err != nil || j.Format != Format {
+		return nil, &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "what is stored of a sandbox was made by a version that this one does not know, or is damaged", Err: err}
+	}
+	return j.StoredKeys(), nil
+}
+
 // Commit changes the journal by change, on the disk by write and then in memory.
 // After an error neither has changed. A write that fails at its very end may have
 // been done, so Commit reads the file then.

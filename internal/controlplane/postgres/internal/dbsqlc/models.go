@@ -197,6 +197,20 @@ type Session struct {
 	ExpiresAt time.Time
 }
 
+type StoreCollection struct {
+	TeamID       string
+	ThroughRound int64
+	Objects      int64
+	Bytes        int64
+	TriedAt      time.Time
+}
+
+type StoreRound struct {
+	One     bool
+	Round   int64
+	BeganAt time.Time
+}
+
 type Team struct {
 	ID            string
 	Name          string

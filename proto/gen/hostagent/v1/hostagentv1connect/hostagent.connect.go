@@ -103,6 +103,12 @@ const (
 	// HostAgentServiceDeleteTemplateProcedure is the fully-qualified name of the HostAgentService's
 	// DeleteTemplate RPC.
 	HostAgentServiceDeleteTemplateProcedure = "/hostagent.v1.HostAgentService/DeleteTemplate"
+	// HostAgentServiceListStoreReferencesProcedure is the fully-qualified name of the
+	// HostAgentService's ListStoreReferences RPC.
+	HostAgentServiceListStoreReferencesProcedure = "/hostagent.v1.HostAgentService/ListStoreReferences"
+	// HostAgentServiceCollectStoreProcedure is the fully-qualified name of the HostAgentService's
+	// CollectStore RPC.
+	HostAgentServiceCollectStoreProcedure = "/hostagent.v1.HostAgentService/CollectStore"
 	// HostAgentServiceListTemplatesProcedure is the fully-qualified name of the HostAgentService's
 	// ListTemplates RPC.
 	HostAgentServiceListTemplatesProcedure = "/hostagent.v1.HostAgentService/ListTemplates"
@@ -241,6 +247,12 @@ type HostAgentServiceClient interface {
 	// DeleteTemplate removes a build; its files stay while a sandbox needs
 	// them. It is no error if the build does not exist.
 	DeleteTemplate(context.Context, *v1.DeleteTemplateRequest) (*v1.DeleteTemplateResponse, error)
+	// ListStoreReferences returns which objects of the snapshot store the host refers to.
+	ListStoreReferences(context.Context, *v1.ListStoreReferencesRequest) (*v1.ListStoreReferencesResponse, error)
+	// CollectStore deletes what the snapshot store has of a team and nothing needs, at most
+	// some 10,000 objects. failed_precondition: the host has no store, or a record that must
+	// exist is damaged; not_found: it does not exist. Then nothing was deleted.
+	CollectStore(context.Context, *v1.CollectStoreRequest) (*v1.CollectStoreResponse, error)
 	// ListTemplates lists the builds on this host.
 	ListTemplates(context.Context, *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error)
 	// PutBuildFiles stores the files of a COPY step for later builds: a tar archive,
@@ -445,6 +457,18 @@ func NewHostAgentServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			connect.WithSchema(hostAgentServiceMethods.ByName("DeleteTemplate")),
 			connect.WithClientOptions(opts...),
 		),
+		listStoreReferences: connect.NewClient[v1.ListStoreReferencesRequest, v1.ListStoreReferencesResponse](
+			httpClient,
+			baseURL+HostAgentServiceListStoreReferencesProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("ListStoreReferences")),
+			connect.WithClientOptions(opts...),
+		),
+		collectStore: connect.NewClient[v1.CollectStoreRequest, v1.CollectStoreResponse](
+			httpClient,
+			baseURL+HostAgentServiceCollectStoreProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("CollectStore")),
+			connect.WithClientOptions(opts...),
+		),
 		listTemplates: connect.NewClient[v1.ListTemplatesRequest, v1.ListTemplatesResponse](
 			httpClient,
 			baseURL+HostAgentServiceListTemplatesProcedure,
@@ -599,6 +623,8 @@ type hostAgentServiceClient struct {
 	explainEgress       *connect.Client[v1.ExplainEgressRequest, v1.ExplainEgressResponse]
 	buildTemplate       *connect.Client[v1.BuildTemplateRequest, v1.BuildTemplateResponse]
 	deleteTemplate      *connect.Client[v1.DeleteTemplateRequest, v1.DeleteTemplateResponse]
+	listStoreReferences *connect.Client[v1.ListStoreReferencesRequest, v1.ListStoreReferencesResponse]
+	collectStore        *connect.Client[v1.CollectStoreRequest, v1.CollectStoreResponse]
 	listTemplates       *connect.Client[v1.ListTemplatesRequest, v1.ListTemplatesResponse]
 	putBuildFiles       *connect.Client[v1.PutBuildFilesRequest, v1.PutBuildFilesResponse]
 	findBuildFiles      *connect.Client[v1.FindBuildFilesRequest, v1.FindBuildFilesResponse]
@@ -811,6 +837,24 @@ func (c *hostAgentServiceClient) BuildTemplate(ctx context.Context, req *v1.Buil
 // DeleteTemplate calls hostagent.v1.HostAgentService.DeleteTemplate.
 func (c *hostAgentServiceClient) DeleteTemplate(ctx context.Context, req *v1.DeleteTemplateRequest) (*v1.DeleteTemplateResponse, error) {
 	response, err := c.deleteTemplate.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListStoreReferences calls hostagent.v1.HostAgentService.ListStoreReferences.
+func (c *hostAgentServiceClient) ListStoreReferences(ctx context.Context, req *v1.ListStoreReferencesRequest) (*v1.ListStoreReferencesResponse, error) {
+	response, err := c.listStoreReferences.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CollectStore calls hostagent.v1.HostAgentService.CollectStore.
+func (c *hostAgentServiceClient) CollectStore(ctx context.Context, req *v1.CollectStoreRequest) (*v1.CollectStoreResponse, error) {
+	response, err := c.collectStore.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -1052,6 +1096,12 @@ type HostAgentServiceHandler interface {
 	// DeleteTemplate removes a build; its files stay while a sandbox needs
 	// them. It is no error if the build does not exist.
 	DeleteTemplate(context.Context, *v1.DeleteTemplateRequest) (*v1.DeleteTemplateResponse, error)
+	// ListStoreReferences returns which objects of the snapshot store the host refers to.
+	ListStoreReferences(context.Context, *v1.ListStoreReferencesRequest) (*v1.ListStoreReferencesResponse, error)
+	// CollectStore deletes what the snapshot store has of a team and nothing needs, at most
+	// some 10,000 objects. failed_precondition: the host has no store, or a record that must
+	// exist is damaged; not_found: it does not exist. Then nothing was deleted.
+	CollectStore(context.Context, *v1.CollectStoreRequest) (*v1.CollectStoreResponse, error)
 	// ListTemplates lists the builds on this host.
 	ListTemplates(context.Context, *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error)
 	// PutBuildFiles stores the files of a COPY step for later builds: a tar archive,
@@ -1252,6 +1302,18 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 		connect.WithSchema(hostAgentServiceMethods.ByName("DeleteTemplate")),
 		connect.WithHandlerOptions(opts...),
 	)
+	hostAgentServiceListStoreReferencesHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceListStoreReferencesProcedure,
+		svc.ListStoreReferences,
+		connect.WithSchema(hostAgentServiceMethods.ByName("ListStoreReferences")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceCollectStoreHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceCollectStoreProcedure,
+		svc.CollectStore,
+		connect.WithSchema(hostAgentServiceMethods.ByName("CollectStore")),
+		connect.WithHandlerOptions(opts...),
+	)
 	hostAgentServiceListTemplatesHandler := connect.NewUnaryHandlerSimple(
 		HostAgentServiceListTemplatesProcedure,
 		svc.ListTemplates,
@@ -1426,6 +1488,10 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 			hostAgentServiceBuildTemplateHandler.ServeHTTP(w, r)
 		case HostAgentServiceDeleteTemplateProcedure:
 			hostAgentServiceDeleteTemplateHandler.ServeHTTP(w, r)
+		case HostAgentServiceListStoreReferencesProcedure:
+			hostAgentServiceListStoreReferencesHandler.ServeHTTP(w, r)
+		case HostAgentServiceCollectStoreProcedure:
+			hostAgentServiceCollectStoreHandler.ServeHTTP(w, r)
 		case HostAgentServiceListTemplatesProcedure:
 			hostAgentServiceListTemplatesHandler.ServeHTTP(w, r)
 		case HostAgentServicePutBuildFilesProcedure:
@@ -1567,6 +1633,14 @@ func (UnimplementedHostAgentServiceHandler) BuildTemplate(context.Context, *v1.B
 
 func (UnimplementedHostAgentServiceHandler) DeleteTemplate(context.Context, *v1.DeleteTemplateRequest) (*v1.DeleteTemplateResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.DeleteTemplate is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) ListStoreReferences(context.Context, *v1.ListStoreReferencesRequest) (*v1.ListStoreReferencesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ListStoreReferences is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) CollectStore(context.Context, *v1.CollectStoreRequest) (*v1.CollectStoreResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.CollectStore is not implemented"))
 }
 
 func (UnimplementedHostAgentServiceHandler) ListTemplates(context.Context, *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error) {
