@@ -38,7 +38,7 @@ func TestCollectStore(t *testing.T) {
 	must(t, sb.Pause(t.Context()))
 	before := waitStored(t, sb)
 	must(t, sb.Resume(t.Context()))
-	checkpoints, _ := sb.Checkpoints()
+	checkpoints := sb.Checkpoints().List
 	goneKey := checkpoints[1].Stored.Key
 	must(t, sb.DeleteCheckpoint(t.Context(), gone.ID))
 	must(t, a.mark(t.Context(), sb, 'y'))

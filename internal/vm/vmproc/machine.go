@@ -165,3 +165,11 @@ func (m *machine) Wait(ctx context.Context) error {
 
 // Console implements vm.ConsoleReader.
 func (m *machine) Console() string { return string(m.process.Output()) }
+
+// ConsoleParts implements vm.ConsoleReader.
+func (m *machine) ConsoleParts() (parts []vm.ConsolePart) {
+	for _, p := range m.process.Pieces() {
+		parts = append(parts, vm.ConsolePart{Until: p.Until, Text: string(p.Text)})
+	}
+	return parts
+}
