@@ -109,7 +109,7 @@ func (w *web) serveInside(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer server.Close() // the server outlives it
+	defer func() { _ = server.Close() }() // the server outlives it
 	said, err := server.Receive()
 	if err == nil && string(said.Stdout) != guestServerListens {
 		err = fmt.Errorf("the server in the sandbox did not start: %s%s", said.Stdout, said.Stderr)

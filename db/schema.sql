@@ -250,6 +250,10 @@ CREATE TABLE public.network_policies (
     updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
 
+CREATE TABLE public.node_cordons (
+    host_id text NOT NULL COLLATE pg_catalog."C"
+);
+
 CREATE TABLE public.platform_secrets (
     name text NOT NULL,
     value bytea NOT NULL,
@@ -571,6 +575,9 @@ ALTER TABLE ONLY public.hosts
 ALTER TABLE ONLY public.network_policies
     ADD CONSTRAINT network_policies_pkey PRIMARY KEY (team_id, template);
 
+ALTER TABLE ONLY public.node_cordons
+    ADD CONSTRAINT node_cordons_pkey PRIMARY KEY (host_id);
+
 ALTER TABLE ONLY public.platform_secrets
     ADD CONSTRAINT platform_secrets_pkey PRIMARY KEY (name);
 
@@ -719,6 +726,9 @@ ALTER TABLE ONLY public.ended_volumes
 
 ALTER TABLE ONLY public.network_policies
     ADD CONSTRAINT network_policies_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);
+
+ALTER TABLE ONLY public.node_cordons
+    ADD CONSTRAINT node_cordons_host_id_fkey FOREIGN KEY (host_id) REFERENCES public.hosts(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY public.repeatable_creates
     ADD CONSTRAINT repeatable_creates_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);

@@ -153,8 +153,11 @@ func TestChartByDefault(t *testing.T) {
 	}
 	cfg := loadConfig(t, all["ConfigMap/wrenn-control-plane"], "/etc/wrenn/fleet/fleet.pem")
 	if cfg.Listen != ":8443" || cfg.PlainHTTP || cfg.MetricsListen != ":9464" || cfg.Fleet.Authority == "" ||
-		!slices.Equal(cfg.Fleet.Kubernetes.ServiceAccounts, []string{"wrenn/wrenn-host-agent"}) {
+		!slices.Equal(cfg.Fleet.Kubernetes.ServiceAccounts, []string{"wrenn/wrenn-host-agent"}) || cfg.Fleet.Kubernetes.FollowNodes {
 		t.Errorf("configuration %+v", cfg)
+	}
+	if rules := all["ClusterRole/wrenn-control-plane"].at("rules"); strings.Contains(fmt.Sprint(rules), "nodes") {
+		t.Errorf("it may read nodes, which it does not follow: %v", rules)
 	}
 }
 
@@ -177,8 +180,11 @@ func TestChartInFull(t *testing.T) {
 	}
 	text["data"] = map[string]any{"control-plane.toml": strings.Replace(config, keys, "", 1)}
 	cfg := loadConfig(t, text, "/etc/wrenn/fleet/authority.pem")
-	if l := cfg.Limits; l.Sandboxes != 50 || l.TeamMemoryMB != 1<<20 || l.RequestsPerSecond != 12.5 || l.VCPUs != controlplane.Defaults().Limits.VCPUs || cfg.Domain.Listen != ":9443" || cfg.ShutdownGrace.Seconds() != 20 {
+	if l := cfg.Limits; l.Sandboxes != 50 || l.TeamMemoryMB != 1<<20 || l.RequestsPerSecond != 12.5 || l.VCPUs != controlplane.Defaults().Limits.VCPUs || cfg.Domain.Listen != ":9443" || !cfg.Fleet.Kubernetes.FollowNodes || cfg.ShutdownGrace.Seconds() != 20 {
 		t.Errorf("configuration %+v", cfg)
+	}
+	if rules := fmt.Sprint(all["ClusterRole/sandboxes-control-plane"].at("rules")); !strings.Contains(rules, "resources:[nodes] verbs:[list]") {
+		t.Errorf("it may not read the nodes that it follows: %s", rules)
 	}
 	manifests, err := render(t, "-values", "packaging/helm/testdata/full.yaml")
 	testkit.Must(t, err)

@@ -76,7 +76,7 @@ func TestFromEnvironmentFails(t *testing.T) {
 // environment returns the function that finds the variables in a line NAME=VALUE ….
 func environment(line string) func(string) string {
 	variables := map[string]string{}
-	for _, word := range strings.Fields(line) {
+	for word := range strings.FieldsSeq(line) {
 		name, value, _ := strings.Cut(word, "=")
 		variables[name] = value
 	}

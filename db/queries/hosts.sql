@@ -90,3 +90,15 @@ WITH gone AS (
     RETURNING sandbox_id, (xmax = 0) AS is_new
 )
 SELECT sandbox_id FROM kept WHERE is_new;
+
+-- name: NodeCordons :many
+SELECT host_id FROM node_cordons;
+
+-- name: CordonWithNode :execrows
+-- Only a host that no operator has cordoned.
+WITH changed AS (UPDATE hosts SET status = @status WHERE id = @id AND status = 'active' RETURNING id)
+INSERT INTO node_cordons (host_id) SELECT id FROM changed ON CONFLICT DO NOTHING;
+
+-- name: UncordonWithNode :execrows
+WITH gone AS (DELETE FROM node_cordons WHERE host_id = @id RETURNING host_id)
+UPDATE hosts SET status = 'active' FROM gone WHERE hosts.id = gone.host_id AND status IN ('cordoned', 'draining');

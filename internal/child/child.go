@@ -73,6 +73,11 @@ func (p *Process) Stop(ctx context.Context) error {
 	case <-p.done:
 		return nil
 	case <-ctx.Done():
+		select {
+		case <-p.done: // as well
+			return nil
+		default:
+		}
 		return errors.Join(fmt.Errorf("%s did not stop: %w", p.cmd.Path, context.Cause(ctx)), p.Kill())
 	}
 }

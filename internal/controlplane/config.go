@@ -19,6 +19,7 @@ import (
 	"wrenn.dev/internal/certs"
 	"wrenn.dev/internal/config"
 	"wrenn.dev/internal/controlplane/authority"
+	"wrenn.dev/internal/controlplane/nodes"
 	"wrenn.dev/internal/controlplane/service"
 	"wrenn.dev/internal/controlplane/tokenreview"
 	"wrenn.dev/internal/tracing"
@@ -165,19 +166,26 @@ type Fleet struct {
 	Kubernetes tokenreview.Config `toml:"kubernetes"`
 }
 
-// reviewer returns nil if no host joins by Kubernetes.
-func (f Fleet) reviewer(getenv func(string) string) (service.TokenReviewer, error) {
+// reviewer returns what asks Kubernetes when hosts join, and what reads its nodes; nil if
+// that is not configured.
+func (f Fleet) reviewer(getenv func(string) string) (service.TokenReviewer, service.NodeReader, error) {
 	if !f.Kubernetes.Enabled() {
-		return nil, nil //nolint:nilnil // not set is no error
+		if f.Kubernetes.FollowNodes {
+			return nil, nil, errors.New("fleet.kubernetes: follow_nodes needs service_accounts, by which nodes become hosts")
+		}
+		return nil, nil, nil
 	}
 	if f.Authority == "" {
-		return nil, errors.New("fleet.kubernetes: it needs authority of [fleet]")
+		return nil, nil, errors.New("fleet.kubernetes: it needs authority of [fleet]")
 	}
 	reviewer, err := f.Kubernetes.Open(getenv)
 	if err != nil {
-		return nil, fmt.Errorf("fleet.kubernetes: %w", err)
+		return nil, nil, fmt.Errorf("fleet.kubernetes: %w", err)
 	}
-	return reviewer, nil
+	if !f.Kubernetes.FollowNodes {
+		return reviewer, nil, nil
+	}
+	return reviewer, nodes.Reader{API: reviewer}, nil
 }
 
 // open loads the authority; nil if it is not set.
@@ -294,7 +302,7 @@ func (c *Config) Check(problems *config.Problems) {
 	if _, err := c.Fleet.open(); err != nil {
 		problems.Add(err)
 	}
-	if _, err := c.Fleet.reviewer(os.Getenv); err != nil {
+	if _, _, err := c.Fleet.reviewer(os.Getenv); err != nil {
 		problems.Add(err)
 	}
 }

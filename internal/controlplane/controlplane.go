@@ -155,7 +155,7 @@ func open(ctx context.Context, cfg Config, traces trace.TracerProvider, log *slo
 	if err != nil {
 		return nil, nil, err
 	}
-	reviewer, err := cfg.Fleet.reviewer(os.Getenv)
+	reviewer, nodes, err := cfg.Fleet.reviewer(os.Getenv)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -163,7 +163,7 @@ func open(ctx context.Context, cfg Config, traces trace.TracerProvider, log *slo
 	if err != nil {
 		return nil, nil, err
 	}
-	svc, err = service.New(service.Config{Hosts: hosts, Traces: traces, KeepEnded: cfg.Database.KeepEnded.Duration, KeepAudit: cfg.Database.KeepAudit.Duration, KeepUsage: cfg.Database.KeepUsage.Duration, StoreRound: cfg.Store.Round.Duration, Vault: keys, Authority: signs, Reviewer: reviewer, Webhooks: service.WebhookConfig{Config: webhook.Config{
+	svc, err = service.New(service.Config{Hosts: hosts, Traces: traces, KeepEnded: cfg.Database.KeepEnded.Duration, KeepAudit: cfg.Database.KeepAudit.Duration, KeepUsage: cfg.Database.KeepUsage.Duration, StoreRound: cfg.Store.Round.Duration, Vault: keys, Authority: signs, Reviewer: reviewer, Nodes: nodes, Webhooks: service.WebhookConfig{Config: webhook.Config{
 		Allow: cfg.Webhooks.AllowAddresses, Deny: cfg.Webhooks.DenyAddresses, PlainHTTP: cfg.Webhooks.PlainHTTP,
 	}}, Limits: service.Limits{
 		Limits: postgres.Limits{

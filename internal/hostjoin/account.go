@@ -31,7 +31,15 @@ func NewNode(name, uid string) (Node, error) {
 	if !nodeName.MatchString(name) || !nodeUID.MatchString(uid) {
 		return Node{}, wrenn.Errorf(wrenn.Invalid, "%.64q with the UID %.64q is no node of Kubernetes", name, uid)
 	}
-	return Node{Name: name, Host: wrenn.HostID("k8s-" + uid)}, nil
+	return Node{Name: name, Host: wrenn.HostID(nodePrefix + uid)}, nil
+}
+
+const nodePrefix = "k8s-" // of the ids of hosts that are nodes
+
+// IsNode reports whether a host is a node of Kubernetes, by its id.
+func IsNode(id wrenn.HostID) bool {
+	uid, ok := strings.CutPrefix(string(id), nodePrefix)
+	return ok && nodeUID.MatchString(uid)
 }
 
 // IsAccountToken reports whether text looks like the token of a service account of

@@ -22,6 +22,11 @@ func TestNodeOf(t *testing.T) {
 	if id, err := wrenn.ParseHostID(string(node.Host)); err != nil || id != node.Host {
 		t.Errorf("the host id is not one: %v", err)
 	}
+	for id, want := range map[wrenn.HostID]bool{node.Host: true, "k8s-": false, "k8s-h2": false, "h2": false, uid: false} {
+		if IsNode(id) != want {
+			t.Errorf("host %s: a node is %v", id, !want)
+		}
+	}
 	if IsAccountToken(NewToken("h2", "a").String()) {
 		t.Error("a token of this fleet is taken for Kubernetes'")
 	}

@@ -385,6 +385,11 @@ func FetchRequest(id wrenn.SandboxID, from wrenn.StoredSandbox) *pb.FetchSandbox
 	return &pb.FetchSandboxRequest{SandboxId: string(id), Team: string(from.Team), Key: from.Key, Epoch: epoch(from.Epoch)}
 }
 
+// ImportStart says which sandbox follows, as in FetchRequest, with at most so many bytes.
+func ImportStart(id wrenn.SandboxID, as wrenn.StoredSandbox, most int64) *pb.ImportStart {
+	return &pb.ImportStart{SandboxId: string(id), Team: string(as.Team), Epoch: epoch(as.Epoch), MaxBytes: uint64(max(most, 0))}
+}
+
 // CopyRequest asks for a sandbox that is made from a stored checkpoint.
 func CopyRequest(id wrenn.SandboxID, spec wrenn.SandboxSpec, from wrenn.CheckpointSource) *pb.CopyCheckpointRequest {
 	return &pb.CopyCheckpointRequest{Sandbox: CreateRequest(id, spec), ParentId: string(from.Sandbox), CheckpointId: string(from.Checkpoint), Key: from.Key}

@@ -58,13 +58,13 @@ func TestFailover(t *testing.T) {
 	defer conn.Close(t.Context())
 	for what, want := range map[string]int{
 		"SELECT count(*) FROM pg_stat_activity WHERE query = 'LISTEN hosts'": planes,     // followers
-		"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'":          planes + 3, // one for each control plane, and the leads in three matters
+		"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'":          planes + 3, // one for each control plane, and the leads in three matters or more
 	} {
 		testkit.WaitNoError(t, what, func() error {
 			var got int
 			err := conn.QueryRow(t.Context(), what).Scan(&got)
-			if err == nil && got != want {
-				err = fmt.Errorf("it is %d, not %d", got, want)
+			if err == nil && got < want {
+				err = fmt.Errorf("it is %d, not %d or more", got, want)
 			}
 			return err
 		})

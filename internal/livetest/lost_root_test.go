@@ -26,6 +26,7 @@ type pair struct {
 	api    *client.Client
 	svc    *service.Service // of an operator
 	agents map[wrenn.HostID]*agenttest.Agent
+	store  *objectstest.Server
 }
 
 func newPair(t *testing.T) *pair {
@@ -38,7 +39,7 @@ func newPair(t *testing.T) *pair {
 	cfg.Listen, cfg.MetricsListen, cfg.Database.URL = testkit.FreeAddress(t), "", pgtest.New(t)
 	cfg.Secrets.KeyFiles = []string{filepath.Join(t.TempDir(), "secrets.key")}
 	testkit.Must(t, vault.Create(cfg.Secrets.KeyFiles[0]))
-	p := &pair{agents: map[wrenn.HostID]*agenttest.Agent{}}
+	p := &pair{agents: map[wrenn.HostID]*agenttest.Agent{}, store: server}
 	for _, id := range []wrenn.HostID{"h1", "h2"} {
 		p.agents[id] = agenttest.New(t, agenttest.Config{Log: log, Slots: 6, Objects: store})
 		cfg.Hosts = append(cfg.Hosts, controlplane.Host{ID: string(id), URL: p.agents[id].URL()})
@@ -66,6 +67,14 @@ func (p *pair) seen(on wrenn.HostID, id string) (wrenn.ObservedSandbox, bool) {
 	return sb.Info().ObservedSandbox, true
 }
 
+// hostsOf returns the host that has a sandbox, and the other one.
+func (p *pair) hostsOf(id string) (has, other wrenn.HostID) {
+	if _, there := p.seen("h1", id); there {
+		return "h1", "h2"
+	}
+	return "h2", "h1"
+}
+
 // runs checks that a sandbox runs on that host, and executes commands.
 func (p *pair) runs(t *testing.T, on wrenn.HostID, id string) {
 	t.Helper()
@@ -86,10 +95,7 @@ func TestLostWithItsHost(t *testing.T) {
 	p := newPair(t)
 	sb, err := p.api.CreateSandbox(t.Context(), client.CreateSandbox{})
 	testkit.Must(t, err)
-	has, other := wrenn.HostID("h1"), wrenn.HostID("h2")
-	if _, there := p.seen(has, sb.ID); !there {
-		has, other = other, has
-	}
+	has, other := p.hostsOf(sb.ID)
 	_, err = p.api.ChangeSandbox(t.Context(), sb.ID, client.ChangeSandbox{OnTimeout: client.PauseOnTimeout, CheckpointEvery: new(time.Hour)})
 	testkit.Must(t, err)
 	if seen, _ := p.seen(has, sb.ID); seen.Settings == nil || seen.Settings.CheckpointEvery != time.Hour || seen.OnTimeout != wrenn.PauseOnTimeout {
@@ -105,9 +111,14 @@ func TestLostWithItsHost(t *testing.T) {
 	_, err = p.svc.CordonHost(t.Context(), service.Caller{}, has)
 	testkit.Must(t, err)
 	var copied *client.Forked
-	testkit.WaitNoError(t, "a copy is made on the other host", func() (err error) {
+	testkit.WaitUntil(t, "a copy is made on the other host", func() bool {
 		copied, err = p.api.ForkSandbox(t.Context(), sb.ID, client.Fork{Count: 1, Checkpoint: cp.ID})
-		return err
+		testkit.Must(t, err)
+		if _, there := p.seen(other, copied.Sandboxes[0].ID); there {
+			return true
+		}
+		testkit.Must(t, p.api.DeleteSandbox(t.Context(), copied.Sandboxes[0].ID)) // it was not known yet that the host is cordoned
+		return false
 	})
 	p.runs(t, other, copied.Sandboxes[0].ID)
 
@@ -145,4 +156,41 @@ func TestLostWithItsHost(t *testing.T) {
 		return there && old.State == wrenn.ObservedPaused && old.SupersededBy > old.Epoch
 	})
 	p.runs(t, other, sb.ID)
+}
+
+// TestMovesWithoutTheStore: while the store is down, a paused sandbox whose host is cordoned
+// comes to the other host from its own, and is stored from there when the store is back.
+func TestMovesWithoutTheStore(t *testing.T) {
+	p := newPair(t)
+	p.store.Kill(t)
+	sb, err := p.api.CreateSandbox(t.Context(), client.CreateSandbox{})
+	testkit.Must(t, err)
+	has, other := p.hostsOf(sb.ID)
+	_, err = p.api.PauseSandbox(t.Context(), sb.ID)
+	testkit.Must(t, err)
+	_, err = p.svc.CordonHost(t.Context(), service.Caller{}, has)
+	testkit.Must(t, err)
+	testkit.WaitUntil(t, "the sandbox is resumed on the other host", func() bool {
+		began := time.Now()
+		_, err := p.api.ResumeSandbox(t.Context(), sb.ID)
+		testkit.Must(t, err)
+		if _, there := p.seen(other, sb.ID); there {
+			t.Logf("moved and resumed in %s", time.Since(began))
+			return true
+		}
+		_, err = p.api.PauseSandbox(t.Context(), sb.ID) // it was not known yet that the host is cordoned
+		testkit.Must(t, err)
+		return false
+	})
+	p.runs(t, other, sb.ID)
+	if _, there := p.seen(has, sb.ID); there {
+		t.Error("the first host has it still")
+	}
+	_, err = p.api.PauseSandbox(t.Context(), sb.ID)
+	testkit.Must(t, err)
+	p.store.Start(t)
+	testkit.WaitUntil(t, "it is stored", func() bool {
+		seen, _ := p.seen(other, sb.ID)
+		return seen.Stored.Key != ""
+	})
 }

@@ -170,7 +170,7 @@ func Replicated(tb testing.TB) *Pair {
 // start starts one of the servers, whose data prepare may make.
 func (p *Pair) start(ctx context.Context, tb testing.TB, prepare func(pgserver.Config) error) *pgserver.Server {
 	tb.Helper()
-	dir, err := os.MkdirTemp("", "pgtest-") //nolint:usetesting // t.TempDir's names are too long for a socket
+	dir, err := os.MkdirTemp("", "pgtest-") // t.TempDir's names are too long for a socket
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -28,6 +28,8 @@ const (
 	// storeWait bounds how long a sandbox that ran stays paused until it is stored. The
 	// first of a template on a host sends the template as well.
 	storeWait = 10 * time.Minute
+	// directWait is how long it waits for that before it is moved without the store.
+	directWait = 30 * time.Second
 	// moveAgain is how long a sandbox that could not be moved is left alone.
 	moveAgain = 5 * time.Minute
 )
@@ -271,7 +273,15 @@ func (d *drainer) storeAndMove(ctx context.Context, caller Caller, sb *wrenn.San
 	until, cancel := context.WithTimeout(ctx, storeWait)
 	defer cancel()
 	began := sb
-	stored, err := d.awaitStoredToMove(until, sb)
+	soon, stop := context.WithTimeout(until, directWait)
+	stored, err := d.awaitStoredToMove(soon, sb)
+	stop()
+	if wrenn.CodeOf(err) == wrenn.DeadlineExceeded && until.Err() == nil { // the store is slow, or does not work
+		if moved, on, direct := d.moveAway(ctx, caller.actor(), sb); direct == nil {
+			return moved, on, nil
+		}
+		stored, err = d.awaitStoredToMove(until, sb)
+	}
 	if err == nil {
 		var moved *wrenn.Sandbox
 		var on *reservation

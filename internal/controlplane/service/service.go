@@ -55,6 +55,10 @@ type Config struct {
 	Authority *authority.Authority
 	// Reviewer lets hosts join by a service account of Kubernetes; nil lets none.
 	Reviewer TokenReviewer
+	// Nodes has hosts that are nodes of Kubernetes follow them, looking every NodesEvery
+	// (default 15 s); nil has not.
+	Nodes      NodeReader
+	NodesEvery time.Duration
 	// Vault has the keys of secrets; without keys none are kept.
 	Vault *vault.Vault
 	// Webhooks says where events are sent to.
@@ -68,6 +72,7 @@ func (c Config) withDefaults() Config {
 	c.PingEvery = cmp.Or(c.PingEvery, 10*time.Second)
 	c.FlushEvery = cmp.Or(c.FlushEvery, 10*time.Second)
 	c.ReconcileEvery = cmp.Or(c.ReconcileEvery, 30*time.Second)
+	c.NodesEvery = cmp.Or(c.NodesEvery, lookAtNodes)
 	c.Webhooks = c.Webhooks.withDefaults()
 	return c
 }
@@ -128,6 +133,7 @@ type Service struct {
 	templates             *templateReconciler
 	volumes               *volumeReconciler
 	drainer               *drainer
+	nodes                 *nodeFollower
 	collector             *storeCollector
 	flushing              *flusher
 	deliverer             *deliverer
@@ -157,13 +163,15 @@ func New(cfg Config, store *postgres.Store, log *slog.Logger) (*Service, error) 
 	builds := make(chan *buildJob)
 	keys := newKeys(store)
 	hooks := &Webhooks{core: c, sender: webhook.New(cfg.Webhooks.Config)}
+	admin := &HostAdmin{core: c, joins: joinLimit(), reviewer: cfg.Reviewer}
 	return &Service{
 		Sandboxes: &Sandboxes{c}, Snapshots: &Snapshots{c}, Commands: &Commands{c}, Files: &Files{c},
-		Templates: &Templates{core: c, builds: builds}, Volumes: &Volumes{c}, VolumeFiles: &VolumeFiles{c}, Secrets: &Secrets{c}, Networks: &Networks{c}, Webhooks: hooks, Keys: keys, Ports: newPorts(c), Audit: newAudit(store, log), Accounts: &Accounts{c}, HostAdmin: &HostAdmin{core: c, joins: joinLimit(), reviewer: cfg.Reviewer}, Operator: &Operator{c},
+		Templates: &Templates{core: c, builds: builds}, Volumes: &Volumes{c}, VolumeFiles: &VolumeFiles{c}, Secrets: &Secrets{c}, Networks: &Networks{c}, Webhooks: hooks, Keys: keys, Ports: newPorts(c), Audit: newAudit(store, log), Accounts: &Accounts{c}, HostAdmin: admin, Operator: &Operator{c},
 		core: c, builder: &builder{core: c, builds: builds},
 		templates:     &templateReconciler{core: c, every: cfg.ReconcileEvery, reported: map[wrenn.BuildID]bool{}},
 		volumes:       &volumeReconciler{core: c, every: cfg.ReconcileEvery},
 		drainer:       newDrainer(c),
+		nodes:         &nodeFollower{HostAdmin: admin, nodes: cfg.Nodes, every: cfg.NodesEvery},
 		collector:     &storeCollector{core: c, every: cfg.StoreRound},
 		flushing:      &flusher{store: store, sandboxes: c.used, keys: &keys.used, every: cfg.FlushEvery, log: log},
 		retention:     &retention{what: "rows of sandboxes that ended long ago", drop: store.DropEnded, keep: cfg.KeepEnded, every: retentionEvery, log: log},
@@ -195,7 +203,7 @@ func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, part := range []func(context.Context) error{
 		s.core.registerWorker, s.core.writeReleases, s.core.hosts.run, s.core.reconciler.Run,
-		s.flushing.run, s.builder.run, s.templates.run, s.volumes.run, s.drainer.run, s.collector.run, s.runAudit, s.retention.run, s.oldEntries.run, s.oldUsage.run, s.usage.run, s.runReseal,
+		s.flushing.run, s.builder.run, s.templates.run, s.volumes.run, s.drainer.run, s.nodes.run, s.collector.run, s.runAudit, s.retention.run, s.oldEntries.run, s.oldUsage.run, s.usage.run, s.runReseal,
 		s.deliverer.run, s.deliverer.runCrowded, s.oldDeliveries.run,
 	} {
 		g.Go(func() error { return part(ctx) })

@@ -118,14 +118,17 @@ func TestNothingIsCollected(t *testing.T) {
 		"a host does not answer": {
 			spoil: func(_ *testing.T, w *world, _ *wrenn.Sandbox, _ *hosttest.Agent) { w.servers[1].Stop() },
 			heal: func(t *testing.T, w *world, _ *wrenn.Sandbox) {
+				t.Helper()
 				w.sql(t, "UPDATE hosts SET status = 'lost' WHERE id = 'h2'") // an operator's word
 			},
 		},
 		"a host in no configuration": {
 			spoil: func(t *testing.T, w *world, _ *wrenn.Sandbox, _ *hosttest.Agent) {
+				t.Helper()
 				w.sql(t, "INSERT INTO hosts (id, url) VALUES ('h9', 'http://127.0.0.1:1')")
 			},
 			heal: func(t *testing.T, w *world, _ *wrenn.Sandbox) {
+				t.Helper()
 				w.sql(t, "UPDATE hosts SET status = 'removed' WHERE id = 'h9'")
 			},
 		},
@@ -137,6 +140,7 @@ func TestNothingIsCollected(t *testing.T) {
 				}
 			},
 			heal: func(t *testing.T, w *world, sb *wrenn.Sandbox) {
+				t.Helper()
 				w.sql(t, "UPDATE sandboxes SET state = 'stopped' WHERE id = $1", string(sb.ID))
 			},
 		},

@@ -44,8 +44,8 @@ func (c *core) awaitStored(ctx context.Context, sb *wrenn.Sandbox) (*wrenn.Sandb
 }
 
 // placeToResume returns the host of a sandbox. One that is about to be resumed gets
-// another host, which fetches it, if it is stored and its own cannot be reached or takes
-// no new sandboxes. It stays on a host that only takes no new ones if no other fits.
+// another host, which fetches it, if its own takes no new sandboxes, or cannot be reached and
+// it is stored. It stays on a host that only takes no new ones if no other fits.
 func (c *core) placeToResume(ctx context.Context, caller Caller, sb *wrenn.Sandbox) (*wrenn.Sandbox, *hostclient.Client, error) {
 	if sb.State == wrenn.Paused {
 		answers := c.hosts.answers(ctx, sb.Host)
@@ -60,9 +60,10 @@ func (c *core) placeToResume(ctx context.Context, caller Caller, sb *wrenn.Sandb
 	return sb, host, err
 }
 
-// moveStored has another host fetch a paused and stored sandbox, and makes it its host.
+// moveStored has another host fetch a paused sandbox, and makes it its host. One that is not
+// stored yet comes from its own host, if that answers.
 func (c *core) moveStored(ctx context.Context, caller Caller, sb *wrenn.Sandbox) (*wrenn.Sandbox, *hostclient.Client, error) {
-	if sb.Stored.Key == "" {
+	if sb.Stored.Key == "" && !c.hosts.answers(ctx, sb.Host) {
 		return nil, nil, wrenn.Errorf(wrenn.Unavailable, "sandbox %s is on host %s alone, which cannot be reached; it was not stored elsewhere: try again when the host is back", sb.ID, sb.Host)
 	}
 	moved, on, err := c.moveAway(ctx, caller.actor(), sb)
@@ -73,7 +74,7 @@ func (c *core) moveStored(ctx context.Context, caller Caller, sb *wrenn.Sandbox)
 	return moved, on.client.At(moved.Epoch), nil
 }
 
-// moveAway moves a paused and stored sandbox to another host, which has its memory
+// moveAway moves a paused sandbox, which is stored or on a host that answers, to another host, which has its memory
 // reserved then; the caller releases that. While its own host answers, that one holds it
 // and removes its copy in the end. ErrConflict when the sandbox is not as its row says.
 func (c *core) moveAway(ctx context.Context, actor string, sb *wrenn.Sandbox) (*wrenn.Sandbox, *reservation, error) {
@@ -89,6 +90,9 @@ func (c *core) moveAway(ctx context.Context, actor string, sb *wrenn.Sandbox) (*
 		case err != nil:
 			return nil, nil, err
 		}
+	}
+	if sb.Stored.Key == "" && from.client == nil {
+		return nil, nil, wrenn.Errorf(wrenn.Unavailable, "sandbox %s is not stored, and its host %s does not have it", sb.ID, sb.Host)
 	}
 	place := c.hosts.restoring(ctx, sb)
 	if place.Except[sb.Host] = true; from.lost {
@@ -146,7 +150,8 @@ func isStoredOn(ctx context.Context, host *hostclient.Client, sb *wrenn.Sandbox)
 	}
 	for i := range inv.Sandboxes {
 		if seen := &inv.Sandboxes[i]; seen.ID == sb.ID && !seen.State.Ended() && (seen.Epoch == 0 || seen.Epoch >= sb.Epoch) {
-			if seen.State != wrenn.ObservedPaused || seen.Stored.Key != sb.Stored.Key {
+			same := sb.Stored.Key == "" || seen.Stored.Key == sb.Stored.Key // else it comes from this host, in the state that this host has
+			if seen.State != wrenn.ObservedPaused || !same {
 				return false, postgres.Conflict()
 			}
 			return true, nil
@@ -159,7 +164,14 @@ func isStoredOn(ctx context.Context, host *hostclient.Client, sb *wrenn.Sandbox)
 // for none, has it still, and removes it then; what is left there is removed by the
 // reconciler. ErrConflict when it has changed.
 func (c *core) fetchTo(ctx context.Context, to *member, sb *wrenn.Sandbox, actor string, from *hostclient.Client) (*wrenn.Sandbox, error) {
-	if err := to.client.Fetch(ctx, sb.ID, wrenn.StoredSandbox{Team: sb.Team, Key: sb.Stored.Key, Epoch: sb.Epoch + 1}); err != nil {
+	as := wrenn.StoredSandbox{Team: sb.Team, Key: sb.Stored.Key, Epoch: sb.Epoch + 1}
+	var err error
+	if as.Key != "" || from == nil {
+		err = to.client.Fetch(ctx, sb.ID, as)
+	} else {
+		err = from.TransferTo(ctx, to.client, sb.ID, as, mostMoved(sb))
+	}
+	if err != nil {
 		return nil, err
 	}
 	fetched := to.client.At(sb.Epoch + 1)
@@ -179,6 +191,12 @@ func (c *core) fetchTo(ctx context.Context, to *member, sb *wrenn.Sandbox, actor
 		c.dropCopy(ctx, from, sb, sb.Host)
 	}
 	return moved, nil
+}
+
+// mostMoved bounds the bytes that one host sends another of a sandbox: twice its memory and
+// disk, because compression and the layers of its template come on top.
+func mostMoved(sb *wrenn.Sandbox) int64 {
+	return 2 * int64(sb.MemoryMiB+cmp.Or(sb.DiskMiB, wrenn.DefaultDiskMiB)) << 20
 }
 
 func (c *core) moveRow(ctx context.Context, to *member, sb *wrenn.Sandbox, actor string, from *hostclient.Client) (*wrenn.Sandbox, error) {

@@ -118,3 +118,38 @@ func TestDurablePauseWithoutStore(t *testing.T) {
 	testkit.WantCode(t, err, wrenn.FailedPrecondition, "is paused", "store.url")
 	w.reaches(t, sb.ID, wrenn.Paused)
 }
+
+// TestMoveOfWhatIsNotStored: while a paused sandbox is not stored, another host gets it from
+// its own one if that answers. If that breaks off the sandbox is paused where it was.
+func TestMoveOfWhatIsNotStored(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, storing(), storing())
+	breaks := true
+	w.on("h1").Before = func(_ context.Context, method, _ string) error {
+		switch {
+		case method == "ExportSandbox" && breaks:
+			return wrenn.Errorf(wrenn.Unavailable, "the host was killed")
+		case method == "ResumeSandbox":
+			return wrenn.Errorf(wrenn.Exhausted, "this host is full")
+		}
+		return nil
+	}
+	w.on("h1").Stores = false
+	s, _ := w.replica(t, nil)
+	seeAll(t, s, 2)
+	sb := createOn(t, s, w.caller, "h1", service.CreateSandbox{})
+	_, err := s.PauseSandbox(t.Context(), w.caller, sb.ID)
+	testkit.Must(t, err)
+	_, err = s.ResumeSandbox(t.Context(), w.caller, sb.ID)
+	testkit.WantCode(t, err, wrenn.Exhausted, "this host is full")
+	if now := w.reaches(t, sb.ID, wrenn.Paused); now.Host != "h1" || w.on("h1").Sandboxes()[sb.ID] != wrenn.ObservedPaused || len(w.on("h2").Sandboxes()) != 0 {
+		t.Errorf("%+v, the other host has %v", now, w.on("h2").Sandboxes())
+	}
+	breaks = false
+	resumed, err := s.ResumeSandbox(t.Context(), w.caller, sb.ID)
+	testkit.Must(t, err)
+	if resumed.Host != "h2" || resumed.Epoch != 2 || resumed.State != wrenn.Running || w.on("h2").Sandboxes()[sb.ID] != wrenn.ObservedRunning || len(w.on("h1").Sandboxes()) != 0 {
+		t.Errorf("%+v, the first host has %v", resumed, w.on("h1").Sandboxes())
+	}
+	w.checkEvents(t, resumed)
+}

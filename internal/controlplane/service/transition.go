@@ -104,12 +104,12 @@ func (c *core) confirm(ctx context.Context, _ Caller, sb *wrenn.Sandbox, host *h
 	return now, err
 }
 
-// tryTransition moves the row, asks the host, and moves the row again. A stored sandbox
-// whose host has no room to resume it, or does not have it any more, is resumed on
+// tryTransition moves the row, asks the host, and moves the row again. A sandbox whose host
+// has no room to resume it, or a stored one whose host does not have it any more, is resumed on
 // another one. ErrConflict when another request moved the row first.
 func (c *core) tryTransition(ctx context.Context, caller Caller, sb *wrenn.Sandbox, host *hostclient.Client, t transition) (*wrenn.Sandbox, error) {
 	now, back, err := c.tryOnHost(ctx, caller, sb, host, t)
-	if back == nil || t.to != wrenn.Running || back.Stored.Key == "" || wrenn.CodeOf(err) != wrenn.Exhausted && wrenn.CodeOf(err) != wrenn.NotFound {
+	if back == nil || t.to != wrenn.Running || wrenn.CodeOf(err) != wrenn.Exhausted && (wrenn.CodeOf(err) != wrenn.NotFound || back.Stored.Key == "") {
 		return now, err
 	}
 	c.log.LogAttrs(ctx, slog.LevelInfo, "a host cannot resume its sandbox; trying another one", slog.String("sandbox", string(sb.ID)), slog.String("host", string(sb.Host)), slog.Any("err", err))

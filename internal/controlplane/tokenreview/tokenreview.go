@@ -1,6 +1,6 @@
 // Package tokenreview asks Kubernetes whose a service account's token is, so that a host
 // can join by the token of its pod. It needs one call of Kubernetes' API, and therefore
-// none of its libraries.
+// none of its libraries. Other packages read from the API by Reviewer.Get.
 package tokenreview
 
 import (
@@ -47,6 +47,9 @@ type Config struct {
 	ServiceAccounts []string `toml:"service_accounts"`
 	// Audience must be one of the token's; "" is DefaultAudience.
 	Audience string `toml:"audience,omitempty"`
+	// FollowNodes has hosts follow their nodes: drained when these are cordoned, lost when
+	// they are deleted or out of service.
+	FollowNodes bool `toml:"follow_nodes"`
 	// API is the url of Kubernetes' API; "" is that of the cluster in which this program runs.
 	API string `toml:"api,omitempty"`
 	// CA is the authority of its certificate, and Token the file with this program's own
@@ -60,9 +63,9 @@ func (c Config) Enabled() bool { return len(c.ServiceAccounts) > 0 }
 
 // Reviewer asks one cluster. It is safe for concurrent use and needs no closing.
 type Reviewer struct {
-	accounts            []string
-	audience, url, file string
-	http                *http.Client
+	accounts             []string
+	audience, base, file string
+	http                 *http.Client
 }
 
 var accountForm = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-.a-z0-9]*[a-z0-9])?$`)
@@ -92,7 +95,7 @@ func (c Config) Open(getenv func(string) string) (*Reviewer, error) {
 	}
 	r := &Reviewer{
 		accounts: c.ServiceAccounts, audience: cmp.Or(c.Audience, DefaultAudience), file: cmp.Or(c.Token, mounted+"token"),
-		url: strings.TrimSuffix(c.API, "/") + path,
+		base: strings.TrimSuffix(c.API, "/"),
 		http: untrusted.Client(&http.Transport{
 			TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: trusted}, ForceAttemptHTTP2: true, IdleConnTimeout: time.Minute,
 		}),
@@ -177,17 +180,33 @@ func reason(text string) string {
 func (r *Reviewer) ask(ctx context.Context, token string) (*status, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	own, err := hostjoin.ReadToken(r.file) // again, because Kubernetes replaces it
-	if err != nil {
-		return nil, wrenn.Errorf(wrenn.Unavailable, "cannot read the control plane's own service account: %v", err)
-	}
 	question := review{APIVersion: "authentication.k8s.io/v1", Kind: "TokenReview"}
 	question.Spec.Token, question.Spec.Audiences = token, []string{r.audience}
 	body, err := json.Marshal(question)
 	if err != nil {
 		return nil, err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.url, bytes.NewReader(body))
+	resp, err := r.call(ctx, http.MethodPost, path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	return answer(resp)
+}
+
+// Get asks Kubernetes' API for a path, as the service account of this program. The answer
+// may have any status; the caller closes its body, and bounds its time by ctx.
+func (r *Reviewer) Get(ctx context.Context, path string) (*http.Response, error) {
+	return r.call(ctx, http.MethodGet, path, nil)
+}
+
+// call sends a request to Kubernetes' API.
+func (r *Reviewer) call(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
+	own, err := hostjoin.ReadToken(r.file) // again, because Kubernetes replaces it
+	if err != nil {
+		return nil, wrenn.Errorf(wrenn.Unavailable, "cannot read the control plane's own service account: %v", err)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, r.base+path, body)
 	if err != nil {
 		return nil, err
 	}
@@ -198,8 +217,7 @@ func (r *Reviewer) ask(ctx context.Context, token string) (*status, error) {
 	if err != nil {
 		return nil, wrenn.Errorf(wrenn.Unavailable, "Kubernetes does not answer: %v", err)
 	}
-	defer resp.Body.Close()
-	return answer(resp)
+	return resp, nil
 }
 
 // answer reads the answer of Kubernetes.

@@ -162,7 +162,30 @@ func TestOpenRefuses(t *testing.T) {
 	cfg := good
 	cfg.API = ""
 	inPod := map[string]string{"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "443"}
-	if r, err := cfg.Open(func(name string) string { return inPod[name] }); err != nil || r.url != "https://[fd00::1]:443"+path {
+	if r, err := cfg.Open(func(name string) string { return inPod[name] }); err != nil || r.base != "https://[fd00::1]:443" {
 		t.Errorf("in a pod: %+v, %v", r, err)
+	}
+}
+
+// TestGet: other packages read from the API as the same service account.
+func TestGet(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet || r.URL.RequestURI() != "/api/v1/nodes?limit=1" || r.Header.Get("Authorization") != "Bearer own" {
+			w.WriteHeader(http.StatusForbidden)
+		}
+	}))
+	t.Cleanup(server.Close)
+	dir := t.TempDir()
+	cfg := Config{ServiceAccounts: []string{"wrenn/wrenn-host-agent"}, API: server.URL, CA: filepath.Join(dir, "ca.crt"), Token: filepath.Join(dir, "token")}
+	testkit.Must(t, os.WriteFile(cfg.CA, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600))
+	testkit.Must(t, os.WriteFile(cfg.Token, []byte("own\n"), 0o600))
+	r, err := cfg.Open(os.Getenv)
+	testkit.Must(t, err)
+	resp, err := r.Get(t.Context(), "/api/v1/nodes?limit=1")
+	testkit.Must(t, err)
+	testkit.Must(t, resp.Body.Close())
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("status %d", resp.StatusCode)
 	}
 }

@@ -142,9 +142,6 @@ func (h *Host) Stop(ctx context.Context) error { return h.agent.Stop(ctx) }
 // Signal sends the agent a signal.
 func (h *Host) Signal(s os.Signal) error { return h.agent.Signal(s) }
 
-// Agent is the process of the agent.
-func (h *Host) Agent() *child.Process { return h.agent }
-
 // Machines returns the number of machines that run.
 func (h *Host) Machines() (int, error) {
 	slots, err := h.Slots()

@@ -3,6 +3,7 @@
 package sandbox
 
 import (
+	"bytes"
 	"context"
 	"os"
 	"path/filepath"
@@ -371,4 +372,66 @@ func TestCopyOfAStoredCheckpoint(t *testing.T) {
 	if n := len(other.Inventory().Sandboxes); n != 2 {
 		t.Errorf("the host has %d sandboxes", n)
 	}
+}
+
+// TestExportToAnotherHost: a paused sandbox that cannot be stored comes to another host as it
+// was, which stores it when that works again.
+func TestExportToAnotherHost(t *testing.T) {
+	s := newObjects(t)
+	s.Set(objectstest.Faults{Before: func(context.Context, string, string) error { return wrenn.Errorf(wrenn.Exhausted, "the store is full") }})
+	a, spec := storedLab(t, s)
+	m := a.open(t)
+	t.Cleanup(m.Close)
+	must(t, m.Warm(t.Context(), small))
+	spec.Epoch = 1
+	sb := ensure(t, m, spec)
+	must(t, a.mark(t.Context(), sb, 'x'))
+	var sent bytes.Buffer
+	testkit.WantCode(t, sb.Export(t.Context(), &sent), wrenn.FailedPrecondition, "not paused")
+	must(t, sb.Pause(t.Context()))
+	must(t, sb.Export(t.Context(), &sent))
+	testkit.WantCode(t, sb.Export(WithEpoch(t.Context(), 7), &sent), wrenn.Unavailable)
+
+	b, _ := storedLab(t, s)
+	other := b.open(t)
+	t.Cleanup(other.Close)
+	as := wrenn.StoredSandbox{Team: team, Epoch: 2}
+	cut := bytes.NewReader(sent.Bytes()[:sent.Len()/2])
+	if _, err := other.Import(t.Context(), sb.ID(), as, cut, 1<<30); err == nil {
+		t.Error("half of it was accepted")
+	}
+	if _, err := other.Get(sb.ID()); wrenn.CodeOf(err) != wrenn.NotFound {
+		t.Errorf("after half of it: %v", err)
+	}
+	var got *Sandbox
+	for range 2 { // twice is allowed
+		var err error
+		got, err = other.Import(t.Context(), sb.ID(), as, bytes.NewReader(sent.Bytes()), 1<<30)
+		must(t, err)
+	}
+	destroyLater(t, got)
+	must(t, sb.Resume(t.Context())) // as after a move that ended before its row was written
+	must(t, sb.Pause(t.Context()))
+	var later bytes.Buffer
+	must(t, sb.Export(t.Context(), &later))
+	_, err := other.Import(t.Context(), sb.ID(), as, &later, 1<<30)
+	testkit.WantCode(t, err, wrenn.AlreadyExists, "not as it was sent now")
+	wantStatus(t, got, StatusPaused, "")
+	if info := got.Info(); info.Stored != (wrenn.Stored{}) || info.Epoch != 2 || info.Size != small {
+		t.Errorf("%+v", info)
+	}
+	s.Set(objectstest.Faults{})
+	running(t, other)
+	waitStored(t, got)
+	must(t, got.Resume(t.Context()))
+	wantAlive(t, got)
+	b.wantMark(t, got, 'x')
+	wantStatus(t, sb, StatusPaused, "") // as it was
+	_, err = sb.Checkpoint(t.Context(), "", "")
+	testkit.WantCode(t, err, wrenn.FailedPrecondition)
+	must(t, sb.Resume(t.Context()))
+	_, err = sb.Checkpoint(t.Context(), "", "")
+	must(t, err)
+	must(t, sb.Pause(t.Context()))
+	testkit.WantCode(t, sb.Export(t.Context(), &sent), wrenn.FailedPrecondition, "checkpoints that are not stored")
 }

@@ -2,7 +2,11 @@ package server
 
 import (
 	"context"
+	"io"
 	"log/slog"
+	"math"
+
+	"connectrpc.com/connect"
 
 	"wrenn.dev"
 	"wrenn.dev/internal/hostwire"
@@ -96,4 +100,66 @@ func (s *server) DeleteCheckpoint(ctx context.Context, req *pb.DeleteCheckpointR
 		return nil, err
 	}
 	return &pb.DeleteCheckpointResponse{}, sb.DeleteCheckpoint(ctx, wrenn.CheckpointID(req.GetCheckpointId()))
+}
+
+// exportChunk is the size of the messages of an export.
+const exportChunk = 256 << 10
+
+func (s *server) ExportSandbox(ctx context.Context, req *pb.ExportSandboxRequest, stream *connect.ServerStream[pb.ExportSandboxResponse]) error {
+	sb, ctx, err := s.find(ctx, req.GetSandboxId())
+	if err != nil {
+		return err
+	}
+	return sb.Export(ctx, exportWriter{stream})
+}
+
+// exportWriter sends what is written.
+type exportWriter struct {
+	stream *connect.ServerStream[pb.ExportSandboxResponse]
+}
+
+func (w exportWriter) Write(p []byte) (n int, err error) {
+	for len(p) > 0 {
+		chunk := p[:min(len(p), exportChunk)]
+		if err := w.stream.Send(&pb.ExportSandboxResponse{Chunk: chunk}); err != nil {
+			return n, err
+		}
+		n, p = n+len(chunk), p[len(chunk):]
+	}
+	return n, nil
+}
+
+func (s *server) ImportSandbox(ctx context.Context, stream *connect.ClientStream[pb.ImportSandboxRequest]) (*pb.ImportSandboxResponse, error) {
+	if !stream.Receive() || stream.Msg().GetStart() == nil {
+		return nil, wrenn.Errorf(wrenn.Invalid, "the first message must be start")
+	}
+	start := stream.Msg().GetStart()
+	id, err := wrenn.ParseSandboxID(start.GetSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	from := wrenn.StoredSandbox{Team: wrenn.TeamID(start.GetTeam()), Epoch: wrenn.Epoch(min(start.GetEpoch(), math.MaxInt64))}
+	_, err = s.cfg.Manager.Import(telemetry.WithSandbox(ctx, id), id, from, &importReader{stream: stream}, int64(min(start.GetMaxBytes(), math.MaxInt64)))
+	return &pb.ImportSandboxResponse{}, err
+}
+
+// importReader reads the chunks of an import.
+type importReader struct {
+	stream *connect.ClientStream[pb.ImportSandboxRequest]
+	rest   []byte
+}
+
+func (r *importReader) Read(p []byte) (int, error) {
+	for len(r.rest) == 0 {
+		if !r.stream.Receive() {
+			if err := r.stream.Err(); err != nil {
+				return 0, err
+			}
+			return 0, io.EOF
+		}
+		r.rest = r.stream.Msg().GetChunk()
+	}
+	n := copy(p, r.rest)
+	r.rest = r.rest[n:]
+	return n, nil
 }

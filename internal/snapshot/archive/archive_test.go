@@ -102,16 +102,25 @@ func (h *host) fetch(key, id string, c content) {
 	if snap.ID != id || snap.MemoryMiB != 4 || snap.Driver != "fake" || snap.Pinned || string(state) != "state of "+id {
 		h.t.Errorf("%+v, state %q", snap.Manifest, state)
 	}
+	h.equals(id, c)
+	if info, err := os.Stat(snap.Path(snapshot.File{Path: "machine/private/memory"})); err != nil || info.Mode().Perm() != 0o444 {
+		h.t.Errorf("%v, %v", info.Mode(), err)
+	}
+	testkit.Must(h.t, h.Snapshots.Verify(h.t.Context(), id))
+}
+
+// equals checks that the host has c as the snapshot.
+func (h *host) equals(id string, c content) {
+	h.t.Helper()
+	snap, release, err := h.Snapshots.Load(h.t.Context(), id)
+	testkit.Must(h.t, err)
+	defer release()
 	for path, want := range map[string][]byte{"machine/private/memory": c.memory, "root.ext4": c.disk, "machine/state": []byte("device state of " + id)} {
 		got, err := os.ReadFile(snap.Path(snapshot.File{Path: path}))
 		if err != nil || !bytes.Equal(got, want) {
 			h.t.Errorf("%s is another: %d bytes, %v", path, len(got), err)
 		}
 	}
-	if info, err := os.Stat(snap.Path(snapshot.File{Path: "machine/private/memory"})); err != nil || info.Mode().Perm() != 0o444 {
-		h.t.Errorf("%v, %v", info.Mode(), err)
-	}
-	testkit.Must(h.t, h.Snapshots.Verify(h.t.Context(), id))
 }
 
 // TestAnotherHost stores the snapshots of two sandboxes of one template, and makes them

@@ -1,12 +1,13 @@
 package hosttest
 
 import (
-	"google.golang.org/protobuf/proto"
-
 	"context"
 	"maps"
 	"slices"
 	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	"wrenn.dev"
 	"wrenn.dev/internal/wire"
@@ -63,6 +64,45 @@ func (a *Agent) fork(ctx context.Context, parent *sandbox, id string, files map[
 	a.sandboxes[id] = b
 	a.creates++
 	return nil
+}
+
+// ExportSandbox sends a paused sandbox.
+func (a *Agent) ExportSandbox(ctx context.Context, req *hostagentv1.ExportSandboxRequest, stream *connect.ServerStream[hostagentv1.ExportSandboxResponse]) error {
+	err := a.with(ctx, "ExportSandbox", req.GetSandboxId(), func() error {
+		b, err := a.live(req.GetSandboxId())
+		if err == nil && b.info.Status != hostagentv1.SandboxStatus_SANDBOX_STATUS_PAUSED {
+			err = wrenn.Errorf(wrenn.FailedPrecondition, "it is not paused")
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return stream.Send(&hostagentv1.ExportSandboxResponse{Chunk: []byte("exported")})
+}
+
+// ImportSandbox makes a paused sandbox of what was exported.
+func (a *Agent) ImportSandbox(ctx context.Context, stream *connect.ClientStream[hostagentv1.ImportSandboxRequest]) (*hostagentv1.ImportSandboxResponse, error) {
+	if !stream.Receive() || stream.Msg().GetStart() == nil {
+		return nil, wire.ToConnect(wrenn.Errorf(wrenn.Invalid, "no start"))
+	}
+	start := stream.Msg().GetStart()
+	var content []byte
+	for stream.Receive() {
+		content = append(content, stream.Msg().GetChunk()...)
+	}
+	return &hostagentv1.ImportSandboxResponse{}, a.with(ctx, "ImportSandbox", start.GetSandboxId(), func() error {
+		switch {
+		case stream.Err() != nil || string(content) != "exported":
+			return wrenn.Errorf(wrenn.Unavailable, "the stream broke off after %q: %v", content, stream.Err())
+		case a.sandboxes[start.GetSandboxId()] != nil:
+			return wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s exists already on this host", start.GetSandboxId())
+		}
+		b := newSandbox(&hostagentv1.SandboxInfo{SandboxId: start.GetSandboxId(), Status: hostagentv1.SandboxStatus_SANDBOX_STATUS_PAUSED, Epoch: start.GetEpoch()}, nil)
+		b.team = start.GetTeam()
+		a.sandboxes[start.GetSandboxId()] = b
+		return nil
+	})
 }
 
 // CopyCheckpoint makes a running sandbox without files, if it has a store.

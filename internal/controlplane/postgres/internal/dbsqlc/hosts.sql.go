@@ -50,6 +50,20 @@ func (q *Queries) AddHostToken(ctx context.Context, arg AddHostTokenParams) (tim
 	return expires_at, err
 }
 
+const cordonWithNode = `-- name: CordonWithNode :execrows
+WITH changed AS (UPDATE hosts SET status = $1 WHERE id = $2 AND status = 'active' RETURNING id)
+INSERT INTO node_cordons (host_id) SELECT id FROM changed ON CONFLICT DO NOTHING
+`
+
+// Only a host that no operator has cordoned.
+func (q *Queries) CordonWithNode(ctx context.Context, status string, iD string) (int64, error) {
+	result, err := q.db.Exec(ctx, cordonWithNode, status, iD)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
 const dropHostTokens = `-- name: DropHostTokens :exec
 DELETE FROM host_tokens WHERE expires_at < clock_timestamp() - interval '7 days'
 `
@@ -305,6 +319,30 @@ func (q *Queries) JoinHostOfNode(ctx context.Context, arg JoinHostOfNodeParams) 
 	return i, err
 }
 
+const nodeCordons = `-- name: NodeCordons :many
+SELECT host_id FROM node_cordons
+`
+
+func (q *Queries) NodeCordons(ctx context.Context) ([]string, error) {
+	rows, err := q.db.Query(ctx, nodeCordons)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []string
+	for rows.Next() {
+		var host_id string
+		if err := rows.Scan(&host_id); err != nil {
+			return nil, err
+		}
+		items = append(items, host_id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const renewHost = `-- name: RenewHost :execrows
 UPDATE hosts SET url = $1, serial = $2, previous_serial = $3, certificate_until = $4
 WHERE id = $5 AND joined_at IS NOT NULL AND status NOT IN ('removed', 'lost') AND $3::text IN (serial, previous_serial)
@@ -467,6 +505,19 @@ func (q *Queries) SetHostStatus(ctx context.Context, status string, iD string, w
 		&i.Facts,
 	)
 	return i, err
+}
+
+const uncordonWithNode = `-- name: UncordonWithNode :execrows
+WITH gone AS (DELETE FROM node_cordons WHERE host_id = $1 RETURNING host_id)
+UPDATE hosts SET status = 'active' FROM gone WHERE hosts.id = gone.host_id AND status IN ('cordoned', 'draining')
+`
+
+func (q *Queries) UncordonWithNode(ctx context.Context, id string) (int64, error) {
+	result, err := q.db.Exec(ctx, uncordonWithNode, id)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const unknownSandboxes = `-- name: UnknownSandboxes :many

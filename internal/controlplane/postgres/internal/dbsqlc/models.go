@@ -87,6 +87,10 @@ type NetworkPolicy struct {
 	UpdatedAt time.Time
 }
 
+type NodeCordon struct {
+	HostID string
+}
+
 type PlatformSecret struct {
 	Name  string
 	Value []byte

@@ -55,6 +55,12 @@ const (
 	// HostAgentServiceFetchSandboxProcedure is the fully-qualified name of the HostAgentService's
 	// FetchSandbox RPC.
 	HostAgentServiceFetchSandboxProcedure = "/hostagent.v1.HostAgentService/FetchSandbox"
+	// HostAgentServiceExportSandboxProcedure is the fully-qualified name of the HostAgentService's
+	// ExportSandbox RPC.
+	HostAgentServiceExportSandboxProcedure = "/hostagent.v1.HostAgentService/ExportSandbox"
+	// HostAgentServiceImportSandboxProcedure is the fully-qualified name of the HostAgentService's
+	// ImportSandbox RPC.
+	HostAgentServiceImportSandboxProcedure = "/hostagent.v1.HostAgentService/ImportSandbox"
 	// HostAgentServiceListSandboxesProcedure is the fully-qualified name of the HostAgentService's
 	// ListSandboxes RPC.
 	HostAgentServiceListSandboxesProcedure = "/hostagent.v1.HostAgentService/ListSandboxes"
@@ -199,6 +205,13 @@ type HostAgentServiceClient interface {
 	// it; failed_precondition: this host has no store, or what is stored is damaged or of
 	// another team or sandbox.
 	FetchSandbox(context.Context, *v1.FetchSandboxRequest) (*v1.FetchSandboxResponse, error)
+	// ExportSandbox sends what is stored of a paused sandbox, and the store does
+	// not have, as a tar of objects whose last one is the record. The sandbox stays as it is.
+	ExportSandbox(context.Context, *v1.ExportSandboxRequest) (*connect.ServerStreamForClient[v1.ExportSandboxResponse], error)
+	// ImportSandbox makes a paused sandbox, as FetchSandbox, from what ExportSandbox of another
+	// host sends: start, then chunks. What is not in it is fetched from the store. All is checked
+	// as what is stored. When the stream breaks off nothing is left.
+	ImportSandbox(context.Context) (*connect.ClientStreamForClientSimple[v1.ImportSandboxRequest, v1.ImportSandboxResponse], error)
 	// ListSandboxes returns the full inventory: the present state, not changes.
 	ListSandboxes(context.Context, *v1.ListSandboxesRequest) (*v1.ListSandboxesResponse, error)
 	// WatchSandboxes answers when a sandbox has ended, was paused or resumed, stopped
@@ -359,6 +372,18 @@ func NewHostAgentServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			httpClient,
 			baseURL+HostAgentServiceFetchSandboxProcedure,
 			connect.WithSchema(hostAgentServiceMethods.ByName("FetchSandbox")),
+			connect.WithClientOptions(opts...),
+		),
+		exportSandbox: connect.NewClient[v1.ExportSandboxRequest, v1.ExportSandboxResponse](
+			httpClient,
+			baseURL+HostAgentServiceExportSandboxProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("ExportSandbox")),
+			connect.WithClientOptions(opts...),
+		),
+		importSandbox: connect.NewClient[v1.ImportSandboxRequest, v1.ImportSandboxResponse](
+			httpClient,
+			baseURL+HostAgentServiceImportSandboxProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("ImportSandbox")),
 			connect.WithClientOptions(opts...),
 		),
 		listSandboxes: connect.NewClient[v1.ListSandboxesRequest, v1.ListSandboxesResponse](
@@ -607,6 +632,8 @@ type hostAgentServiceClient struct {
 	pauseSandbox        *connect.Client[v1.PauseSandboxRequest, v1.PauseSandboxResponse]
 	resumeSandbox       *connect.Client[v1.ResumeSandboxRequest, v1.ResumeSandboxResponse]
 	fetchSandbox        *connect.Client[v1.FetchSandboxRequest, v1.FetchSandboxResponse]
+	exportSandbox       *connect.Client[v1.ExportSandboxRequest, v1.ExportSandboxResponse]
+	importSandbox       *connect.Client[v1.ImportSandboxRequest, v1.ImportSandboxResponse]
 	listSandboxes       *connect.Client[v1.ListSandboxesRequest, v1.ListSandboxesResponse]
 	watchSandboxes      *connect.Client[v1.WatchSandboxesRequest, v1.WatchSandboxesResponse]
 	forkSandbox         *connect.Client[v1.ForkSandboxRequest, v1.ForkSandboxResponse]
@@ -705,6 +732,16 @@ func (c *hostAgentServiceClient) FetchSandbox(ctx context.Context, req *v1.Fetch
 		return response.Msg, err
 	}
 	return nil, err
+}
+
+// ExportSandbox calls hostagent.v1.HostAgentService.ExportSandbox.
+func (c *hostAgentServiceClient) ExportSandbox(ctx context.Context, req *v1.ExportSandboxRequest) (*connect.ServerStreamForClient[v1.ExportSandboxResponse], error) {
+	return c.exportSandbox.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// ImportSandbox calls hostagent.v1.HostAgentService.ImportSandbox.
+func (c *hostAgentServiceClient) ImportSandbox(ctx context.Context) (*connect.ClientStreamForClientSimple[v1.ImportSandboxRequest, v1.ImportSandboxResponse], error) {
+	return c.importSandbox.CallClientStreamSimple(ctx)
 }
 
 // ListSandboxes calls hostagent.v1.HostAgentService.ListSandboxes.
@@ -1048,6 +1085,13 @@ type HostAgentServiceHandler interface {
 	// it; failed_precondition: this host has no store, or what is stored is damaged or of
 	// another team or sandbox.
 	FetchSandbox(context.Context, *v1.FetchSandboxRequest) (*v1.FetchSandboxResponse, error)
+	// ExportSandbox sends what is stored of a paused sandbox, and the store does
+	// not have, as a tar of objects whose last one is the record. The sandbox stays as it is.
+	ExportSandbox(context.Context, *v1.ExportSandboxRequest, *connect.ServerStream[v1.ExportSandboxResponse]) error
+	// ImportSandbox makes a paused sandbox, as FetchSandbox, from what ExportSandbox of another
+	// host sends: start, then chunks. What is not in it is fetched from the store. All is checked
+	// as what is stored. When the stream breaks off nothing is left.
+	ImportSandbox(context.Context, *connect.ClientStream[v1.ImportSandboxRequest]) (*v1.ImportSandboxResponse, error)
 	// ListSandboxes returns the full inventory: the present state, not changes.
 	ListSandboxes(context.Context, *v1.ListSandboxesRequest) (*v1.ListSandboxesResponse, error)
 	// WatchSandboxes answers when a sandbox has ended, was paused or resumed, stopped
@@ -1204,6 +1248,18 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 		HostAgentServiceFetchSandboxProcedure,
 		svc.FetchSandbox,
 		connect.WithSchema(hostAgentServiceMethods.ByName("FetchSandbox")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceExportSandboxHandler := connect.NewServerStreamHandlerSimple(
+		HostAgentServiceExportSandboxProcedure,
+		svc.ExportSandbox,
+		connect.WithSchema(hostAgentServiceMethods.ByName("ExportSandbox")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceImportSandboxHandler := connect.NewClientStreamHandlerSimple(
+		HostAgentServiceImportSandboxProcedure,
+		svc.ImportSandbox,
+		connect.WithSchema(hostAgentServiceMethods.ByName("ImportSandbox")),
 		connect.WithHandlerOptions(opts...),
 	)
 	hostAgentServiceListSandboxesHandler := connect.NewUnaryHandlerSimple(
@@ -1456,6 +1512,10 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 			hostAgentServiceResumeSandboxHandler.ServeHTTP(w, r)
 		case HostAgentServiceFetchSandboxProcedure:
 			hostAgentServiceFetchSandboxHandler.ServeHTTP(w, r)
+		case HostAgentServiceExportSandboxProcedure:
+			hostAgentServiceExportSandboxHandler.ServeHTTP(w, r)
+		case HostAgentServiceImportSandboxProcedure:
+			hostAgentServiceImportSandboxHandler.ServeHTTP(w, r)
 		case HostAgentServiceListSandboxesProcedure:
 			hostAgentServiceListSandboxesHandler.ServeHTTP(w, r)
 		case HostAgentServiceWatchSandboxesProcedure:
@@ -1569,6 +1629,14 @@ func (UnimplementedHostAgentServiceHandler) ResumeSandbox(context.Context, *v1.R
 
 func (UnimplementedHostAgentServiceHandler) FetchSandbox(context.Context, *v1.FetchSandboxRequest) (*v1.FetchSandboxResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.FetchSandbox is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) ExportSandbox(context.Context, *v1.ExportSandboxRequest, *connect.ServerStream[v1.ExportSandboxResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ExportSandbox is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) ImportSandbox(context.Context, *connect.ClientStream[v1.ImportSandboxRequest]) (*v1.ImportSandboxResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ImportSandbox is not implemented"))
 }
 
 func (UnimplementedHostAgentServiceHandler) ListSandboxes(context.Context, *v1.ListSandboxesRequest) (*v1.ListSandboxesResponse, error) {
