@@ -167,4 +167,9 @@ func (m *machine) Wait(ctx context.Context) error {
 func (m *machine) Console() string { return string(m.process.Output()) }
 
 // ConsoleParts implements vm.ConsoleReader.
-func (m *machine) ConsoleParts() []vm.ConsolePart { return []vm.ConsolePart{{Text: m.Console()}} }
+func (m *machine) ConsoleParts() (parts []vm.ConsolePart) {
+	for _, p := range m.process.Pieces() {
+		parts = append(parts, vm.ConsolePart{Until: p.Until, Text: string(p.Text)})
+	}
+	return parts
+}
