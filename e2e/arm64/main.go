@@ -24,7 +24,6 @@ import (
 
 const (
 	suite   = "bookworm"
-	mirror  = "http://deb.debian.org/debian"
 	keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 	// packages are what init and agent use of a root file system, and a kernel.
 	packages = "base-files,base-passwd,bash,coreutils,dash,grep,iproute2,kmod,libc-bin,linux-image-cloud-arm64,mount,procps,sed,tini,util-linux"
@@ -108,7 +107,8 @@ func bootstrap(ctx context.Context, tree string) error {
 	for _, dir := range []string{"doc", "man", "locale"} {
 		args = append(args, "--dpkgopt=path-exclude=/usr/share/"+dir+"/*")
 	}
-	if err := command(ctx, "mmdebstrap", append(args, suite, staged, mirror)...); err != nil {
+	args = append(args, suite, staged)
+	if err := command(ctx, "mmdebstrap", append(args, rootfs.HostSources(ctx, suite)...)...); err != nil {
 		return err
 	}
 	return os.Rename(staged, tree)

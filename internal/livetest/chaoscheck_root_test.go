@@ -81,7 +81,7 @@ func (f *fleet) explain(t *testing.T) {
 		case ok:
 			t.Errorf("%s is %s (%s), and not %s", sb.ID, sb.State, sb.Reason, want)
 		case !tried || told:
-			t.Errorf("nobody asked for %s: %+v", sb.ID, sb)
+			t.Errorf("no user asked for %s: %+v", sb.ID, sb)
 		}
 	}
 }

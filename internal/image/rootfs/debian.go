@@ -54,10 +54,11 @@ func osRelease(path string) map[string]string {
 	return values
 }
 
-// hostSources returns the host's apt sources for the suite, in any of the formats
-// that apt reads. apt reports them only after an apt-get update; without sources
+// HostSources returns the apt sources of the host for the suite, as lines of sources.list
+// for any architecture; none if it has not all of the suite. It reads them in any of the
+// formats that apt does. apt reports them only after an apt-get update; without sources
 // mmdebstrap uses Debian's mirrors.
-func hostSources(ctx context.Context, suite string) []string {
+func HostSources(ctx context.Context, suite string) []string {
 	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format",
 		"$(ORIGIN)|$(CODENAME)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)", "Created-By: Packages", "Architecture: amd64").Output()
 	if err != nil {
@@ -109,7 +110,7 @@ func (d Debian) Bootstrap(ctx context.Context, out io.Writer, dir string) error 
 	if err := os.Mkdir(kernel, 0o755); err != nil {
 		return err
 	}
-	cmd, err := command(ctx, dir, "mmdebstrap", d.arguments(filepath.Join(dir, "tree"), hostSources(ctx, d.Suite))...)
+	cmd, err := command(ctx, dir, "mmdebstrap", d.arguments(filepath.Join(dir, "tree"), HostSources(ctx, d.Suite))...)
 	if err != nil {
 		return err
 	}
